@@ -1,0 +1,41 @@
+"""Evaluate a run's last commit on a split: `python jobs/evaluate.py RUN [--split test] [--json FILE]`."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from mtl import cli
+
+
+def evaluate(run: str, /, split: str = "test", data: str | None = None, json: Path | None = None) -> int:
+    """Print the metrics of each task over every row of a split, from a run's last commit.
+
+    Args:
+        run: address of the run: a folder or s3://bucket/prefix, as jobs/train.py printed it.
+        split: train, val or test.
+        data: another address of the data set than the run's own.
+        json: also write the metrics to this file.
+    """
+    from json import dumps
+
+    from mtl.console import RunConsole
+
+    console = RunConsole()
+    console.line(f"evaluating {run} on {split}")
+    from mtl.evaluation import evaluate_run
+
+    warnings: list[str] = []
+    found = evaluate_run(run, split, data, warnings)
+    for warning in warnings:
+        console.line(warning)
+    console.table(f"{split}: {found.rows:,} rows, commit of step {found.commit.step:,}", found.metrics)
+    if json is not None:
+        json.write_text(dumps({"step": found.commit.step, "rows": found.rows, "metrics": found.metrics}, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    import tyro
+
+    cli.run(lambda: tyro.cli(evaluate))

@@ -1,0 +1,39 @@
+"""Train a multi-task image model: on Ray workers, or in this process. `python jobs/train.py --help` explains."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from mtl import cli
+
+
+def main() -> int:
+    """Parse, check, train, show."""
+    from mtl import arguments, preflight
+    from mtl.console import RunConsole
+
+    asked = arguments.parse(sys.argv[1:])
+    config, console = asked.config, RunConsole()
+    console.line(f"run '{config.name}' of recipe {config.recipe} on {config.runtime}, kept in {config.storage}")
+    plan = preflight.check(config)
+    for line in plan.describe(config):
+        console.line(line)
+
+    if asked.preview:
+        from mtl.preview import draw
+
+        draw(config, plan, asked.preview)
+        console.line(f"wrote {asked.preview}")
+        return 0
+
+    if config.runtime == "ray":
+        from mtl.on_ray.train import train
+    else:
+        from mtl.local import train
+    result = train(config, plan, console)
+    return console.conclude(config, result)
+
+
+if __name__ == "__main__":
+    cli.run(main)

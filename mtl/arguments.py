@@ -1,0 +1,91 @@
+"""The command line of a training job: a recipe and changes to it, or a saved configuration and changes to it."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from mtl import config as configs
+from mtl import recipes
+from mtl.config import Config
+from mtl.data.manifest import Manifest
+from mtl.errors import ConfigError
+from mtl.store import open_store
+
+_HELP = """\
+usage: python jobs/train.py RECIPE [options]
+       python jobs/train.py auto --data URI [options]
+       python jobs/train.py --config FILE [options]
+
+Train a multi-task image model on Ray (or in this process: --runtime local), resume it, and test it.
+
+recipes
+{recipes}
+
+options (all of them, with their defaults: python jobs/train.py RECIPE --help)
+  --name NAME                 the run; rerunning a stopped run resumes it, a finished one shows its result
+  --data URI                  the data set, from jobs/prepare.py: a folder or s3://bucket/prefix
+  --storage URI               where runs are kept (default: runs)
+  --resources.workers N       data-parallel workers; --resources.gpu gives each a GPU
+  --epochs N  --optimizer.lr X  --tasks.NAME.weight X  --global-batch N ...
+  --preview FILE.png          draw augmented samples with their labels, and stop
+
+examples
+  python jobs/train.py shapes --epochs 3
+  python jobs/train.py cifar10 --data s3://bucket/cifar10 --storage s3://bucket/runs
+  python jobs/train.py auto --data data/mine --preview mine.png
+  ray job submit --working-dir . -- python jobs/train.py shapes
+"""
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What to train, or to preview.
+
+    Args:
+        config: the configuration.
+        preview: draw augmented samples with their labels into this PNG file, and stop.
+    """
+
+    config: Annotated[Config, tyro.conf.arg(name="")]
+    preview: Path | None = None
+
+
+def parse(argv: list[str]) -> Arguments:
+    """The arguments of jobs/train.py. Prints help and exits where that is asked for.
+
+    Raises:
+        ConfigError: an unknown recipe, a bad file, values that contradict each other.
+        DataError: `auto` on something that is no data set.
+    """
+    if not argv or argv[0] in ("-h", "--help"):
+        listed = "\n".join(f"  {name:<10}{about}" for name, about in recipes.ABOUT.items())
+        sys.stdout.write(_HELP.format(recipes=listed))
+        sys.exit(0)
+    first, rest = argv[0], argv[1:]
+    if first == "--config":
+        if not rest:
+            raise ConfigError("--config needs a file.", expected="a config.yaml saved by a run, or your own")
+        base, rest = configs.load(Path(rest[0])), rest[1:]
+    elif first == "auto":
+        base = _auto(rest)
+    else:
+        base = recipes.get(first)
+    return tyro.cli(Arguments, default=Arguments(base), args=rest, prog=f"train.py {first}")
+
+
+def _auto(rest: list[str]) -> Config:
+    given = dict(zip(rest, rest[1:], strict=False))
+    if "--data" not in given:
+        raise ConfigError(
+            "auto needs a data set.", expected="train.py auto --data URI", do="write one: jobs/prepare.py"
+        )
+    data = given["--data"]
+    config = recipes.auto(data, Manifest.load(open_store(data)))
+    path = Path(f"{config.name}.yaml")
+    if not path.exists():
+        path.write_text(config.to_yaml())
+        sys.stdout.write(f"wrote {path}: edit it and train with: python jobs/train.py --config {path}\n")
+    return config

@@ -1,0 +1,101 @@
+"""What a person sees of a run: progress with the time left, evaluations as tables, notes. The same lines in a log."""
+
+import sys
+import time
+from typing import Any, TextIO, final
+
+from rich.console import Console
+from rich.table import Table
+
+from mtl.config import Config
+
+_ORDER = ("labels", "accuracy", "precision", "recall", "f1", "error_degrees", "within_15_degrees", "mae", "rmse", "r2")
+
+
+@final
+class RunConsole:
+    """Shows the events of a run; `__call__` is the listener that a runtime takes."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        stream = stream or sys.stdout
+        self._console = Console(file=stream, width=None if stream.isatty() else 120, highlight=False, soft_wrap=True)
+        self._began = time.monotonic()
+
+    def line(self, text: str) -> None:
+        """One line, stamped with the seconds since the start."""
+        self._console.print(f"{clock(time.monotonic() - self._began)}  {text}", markup=False)
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        """Show one event of a runtime."""
+        match event["kind"]:
+            case "progress":
+                self.line(progress_line(event))
+            case "evaluation":
+                summary = "  ".join(f"{task} {_headline(m)}" for task, m in event["metrics"].items())
+                self.line(f"{event['split']} after epoch {event['epoch']}: {summary}")
+            case "commit":
+                self.line(f"commit at step {event['step']:,} ({event['seconds']:.1f} s)")
+            case _:
+                self.line(str(event["text"]))
+
+    def table(self, title: str, metrics: dict[str, dict[str, float]]) -> None:
+        """Metrics per task."""
+        names = [name for name in _ORDER if any(name in m for m in metrics.values())]
+        table = Table(title=title, title_justify="left")
+        table.add_column("task")
+        for name in names:
+            table.add_column(name.replace("_", " "), justify="right")
+        for task, values in metrics.items():
+            table.add_row(task, *(_cell(name, values.get(name)) for name in names))
+        self._console.print(table)
+
+    def conclude(self, config: Config, result: dict[str, Any]) -> int:
+        """The end of a job: its tables, where the run is, what to do next. Returns the exit status."""
+        run = f"{config.storage.rstrip('/')}/{config.name}"
+        if result["status"] == "stopped":
+            self.line(f"stopped after step {result['steps']:,}, committed; rerun the same command to go on")
+            return 143
+        for split, metrics in result["metrics"].items():
+            self.table(f"{split}: {config.name}", metrics)
+        self.line(f"finished: {result['steps']:,} steps in {clock(result['seconds'])}, ledger {result['ledger']}")
+        for text in (
+            f"run       {run}  (config.yaml, checkpoints/, metrics/*.jsonl)",
+            f"again     python jobs/evaluate.py {run} --split test",
+            f"pictures  python jobs/train.py --config {run}/config.yaml --preview samples.png",
+        ):
+            self._console.print(text, markup=False)
+        return 0
+
+
+def progress_line(event: dict[str, Any]) -> str:
+    """One line of training progress."""
+    losses = "  ".join(f"{task} {loss:.3f}" for task, loss in event["loss"].items())
+    bad = "".join(f"  {name} {event[name]}" for name in ("skipped", "quarantined") if event[name])
+    return (
+        f"step {event['step']:,}/{event['steps']:,}  epoch {event['epoch']:.2f}  {event['images_per_s']:,.0f} images/s  "
+        f"data wait {event['data_wait']:.0%}  lr {event['lr']:.2g}  loss: {losses}{bad}  {clock(event['eta_s'])} left"
+    )
+
+
+def clock(seconds: float) -> str:
+    """m:ss, or h:mm:ss."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def _headline(metrics: dict[str, float]) -> str:
+    for name in ("accuracy", "error_degrees", "mae"):
+        if name in metrics:
+            return _cell(name, metrics[name])
+    return ""
+
+
+def _cell(name: str, value: float | None) -> str:
+    if value is None:
+        return ""
+    if name == "labels":
+        return f"{int(value):,}"
+    if name == "error_degrees":
+        return f"{value:.1f}°"
+    return f"{value:.3g}" if name in ("mae", "rmse") else f"{100 * value:.1f} %"

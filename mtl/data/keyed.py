@@ -1,0 +1,46 @@
+"""Randomness as a pure function of a key: the same on every machine, and in every numpy version.
+
+A library's permutation or generator stream may change between releases; these few integer operations may not, so the
+order of samples and the augmentation of each are fixed by this file alone (golden vectors in the tests).
+"""
+
+import hashlib
+
+import numpy as np
+import numpy.typing as npt
+
+U64 = npt.NDArray[np.uint64]
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def key(*parts: int | str) -> int:
+    """A 64-bit key of `parts`, in [0, 2^64)."""
+    text = "\x1f".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def mix(values: U64) -> U64:
+    """The finalizer of SplitMix64 (Steele, Lea and Flood 2014): a bijection of 64-bit integers that avalanches."""
+    with np.errstate(over="ignore"):
+        x = values + _GOLDEN
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return x ^ (x >> np.uint64(31))
+
+
+def hashes(seed: int, values: U64) -> U64:
+    """Keyed hashes of `values` [n]: mixed before and after the key, so that keys do not merely shift the stream."""
+    return mix(mix(values) ^ mix(np.array([seed], np.uint64)))
+
+
+def permutation(seed: int, n: int) -> npt.NDArray[np.int64]:
+    """A permutation of range(n): the order of keyed hashes (a bijection of distinct inputs, so there are no ties)."""
+    return np.argsort(hashes(seed, np.arange(n, dtype=np.uint64)), kind="stable")
+
+
+def uniforms(seed: int, positions: npt.NDArray[np.int64], columns: int) -> npt.NDArray[np.float64]:
+    """Numbers in [0, 1) keyed by (seed, position, column): float64 [n, columns], 53 random bits each."""
+    rows = hashes(seed, positions.astype(np.uint64))
+    grid = mix(rows[:, None] ^ mix(np.arange(columns, dtype=np.uint64))[None, :])
+    return (grid >> np.uint64(11)).astype(np.float64) * 2.0**-53

@@ -1,0 +1,199 @@
+"""The description of a data set: what it holds, and where every row group lies.
+
+    <data set>/manifest.json    this module's Manifest; written last, so a data set without one is not finished
+               index.parquet    one row per row group: see Index
+               footers.bin      the shards' Parquet footers (metadata, its length, PAR1), end to end, read by range
+               shards/*.parquet
+
+A row group is the unit of read: `Index` gives its byte range, so one ranged GET fetches it, and the cached footer
+lets pyarrow decode it without seeing the rest of the file.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict
+
+from mtl.errors import DataError, NotFound
+from mtl.store import Store
+
+FORMAT_VERSION = 1
+MANIFEST, INDEX, FOOTERS = "manifest.json", "index.parquet", "footers.bin"
+
+LabelKind = Literal["class", "binary", "real", "angle"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Label(_Strict):
+    """One label column.
+
+    kind `class`: int32 ids into `classes`; `binary`: int32 0 or 1; `real`: float32; `angle`: float32 radians in
+    [0, 2 pi), clockwise from upright. A null is a missing label.
+    """
+
+    kind: LabelKind
+    classes: tuple[str, ...] | None = None  # names by id, for kind `class`
+
+
+class LabelCount(_Strict):
+    """What one split holds of one label."""
+
+    valid: int
+    nulls: int
+    low: float | None = None  # smallest and largest valid value; ids for kinds `class` and `binary`
+    high: float | None = None
+    histogram: tuple[int, ...] | None = None  # rows per class id, for kinds `class` and `binary`
+
+
+class Split(_Strict):
+    """One split: `rows` rows in `row_groups` row groups, `bytes` on storage."""
+
+    rows: int
+    row_groups: int
+    bytes: int
+    labels: dict[str, LabelCount]
+
+
+class Statistics(_Strict):
+    """Per-channel mean and standard deviation of RGB in [0, 1], over `images` images of the train split."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    images: int
+
+
+class Manifest(_Strict):
+    """manifest.json. `fingerprint` covers images and row layout, not labels: adding a label keeps the order."""
+
+    format_version: int = FORMAT_VERSION
+    name: str
+    labels: dict[str, Label]
+    splits: dict[str, Split]
+    statistics: Statistics
+    image_px: tuple[int, int]  # median height and width over the train split
+    fingerprint: str
+    source: dict[str, str] = {}  # how it was made: for people
+
+    @classmethod
+    def load(cls, store: Store) -> Self:
+        """Read and check the manifest of the data set at `store`.
+
+        Raises:
+            DataError: there is none, or it was written by a newer version.
+            StoreError: storage can not be read.
+        """
+        try:
+            raw = store.get(MANIFEST)
+        except NotFound as error:
+            raise DataError(
+                f"There is no data set at {store.uri}.",
+                got=f"no {MANIFEST} there",
+                expected=f"a folder that holds {MANIFEST}, {INDEX}, {FOOTERS} and shards/",
+                do="check the address, or write the data set with jobs/prepare.py (its --help shows how)",
+            ) from error
+        try:
+            version = _Version.model_validate_json(raw).format_version
+        except ValueError as error:
+            raise DataError(f"{store.uri}/{MANIFEST} is not a manifest: {error}", do="rerun jobs/prepare.py") from error
+        if version > FORMAT_VERSION:
+            raise DataError(
+                f"The data set at {store.uri} was written by a newer mtl.",
+                got=f"format_version {version}",
+                expected=f"at most {FORMAT_VERSION}",
+                do="upgrade mtl, or write the data set again with this version",
+            )
+        try:
+            return cls.model_validate_json(raw)
+        except ValueError as error:
+            raise DataError(f"{store.uri}/{MANIFEST} is damaged: {error}", do="rerun jobs/prepare.py") from error
+
+    def split(self, name: str) -> Split:
+        """The split called `name`.
+
+        Raises:
+            DataError: it does not exist or has no rows.
+        """
+        split = self.splits.get(name)
+        if split is None or split.rows == 0:
+            raise DataError(
+                f"The data set {self.name} has no rows in split '{name}'.",
+                got="an empty split" if split else f"splits {', '.join(self.splits)}",
+                expected=f"at least one row in '{name}'",
+                do="write the data set with that split (jobs/prepare.py --help: splits)",
+            )
+        return split
+
+
+class _Version(BaseModel):
+    format_version: int
+
+
+@dataclass(frozen=True)
+class Index:
+    """The row groups of one split, as parallel arrays of length R, in storage order.
+
+    Byte range of row group i: [offset[i], offset[i] + length[i]) of shard `shard_path[shard[i]]`; `checksum[i]` is the
+    xxh3-64 of those bytes. `ordinal[i]` is its number within the shard. Per shard (length S): size in bytes and the
+    byte range of its footer within footers.bin.
+    """
+
+    rows: npt.NDArray[np.int64]
+    shard: npt.NDArray[np.int64]
+    ordinal: npt.NDArray[np.int64]
+    offset: npt.NDArray[np.int64]
+    length: npt.NDArray[np.int64]
+    checksum: npt.NDArray[np.uint64]
+    shard_path: tuple[str, ...]
+    shard_bytes: npt.NDArray[np.int64]
+    footer_offset: npt.NDArray[np.int64]
+    footer_length: npt.NDArray[np.int64]
+
+    @classmethod
+    def load(cls, store: Store, split: str) -> Self:
+        """Read the index of `split`; the rows of each shard are contiguous and in order of `ordinal`."""
+        table = pq.read_table(pa.BufferReader(store.get(INDEX)))
+        table = table.filter(pc.equal(table["split"], split))
+        column = {name: table[name].to_numpy() for name in table.column_names if name not in ("split", "shard")}
+        paths = table["shard"].to_pylist()
+        first: dict[str, int] = {}
+        for at, path in enumerate(paths):
+            first.setdefault(path, at)
+        number = {path: i for i, path in enumerate(first)}
+        at = np.fromiter(first.values(), np.int64, len(first))
+        return cls(
+            rows=column["rows"],
+            shard=np.array([number[path] for path in paths], np.int64),
+            ordinal=column["ordinal"],
+            offset=column["offset"],
+            length=column["length"],
+            checksum=column["checksum"],
+            shard_path=tuple(first),
+            shard_bytes=column["shard_bytes"][at],
+            footer_offset=column["footer_offset"][at],
+            footer_length=column["footer_length"][at],
+        )
+
+
+INDEX_SCHEMA = pa.schema(
+    [
+        ("split", pa.string()),
+        ("shard", pa.string()),  # path below the data set, shards/<split>-00000-of-00004.parquet
+        ("ordinal", pa.int64()),
+        ("rows", pa.int64()),
+        ("offset", pa.int64()),
+        ("length", pa.int64()),
+        ("checksum", pa.uint64()),
+        ("shard_bytes", pa.int64()),
+        ("footer_offset", pa.int64()),
+        ("footer_length", pa.int64()),
+    ]
+)
+"""index.parquet: one row per row group, sorted by (split, shard, ordinal)."""

@@ -1,0 +1,172 @@
+"""What can be checked before torch and Ray are imported: the data set, its labels, the arithmetic, the run's past."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from mtl import run as runs
+from mtl.config import Config, Task, differences, parse
+from mtl.data.manifest import Index, LabelKind, Manifest
+from mtl.data.order import Order
+from mtl.errors import CheckpointError, ConfigError, DataError, NotFound
+from mtl.store import Store, open_store
+
+_FITS: dict[str, tuple[LabelKind, ...]] = {
+    "multiclass": ("class",),
+    "binary": ("binary", "class"),
+    "circular": ("angle",),
+    "regression": ("real", "angle"),
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the checks found: the data set, the order of its training split, and the run's record if it has one."""
+
+    manifest: Manifest
+    order: Order
+    record: runs.Record | None
+    resident_bytes: int
+    balance: float
+
+    def describe(self, config: Config) -> list[str]:
+        """The arithmetic of the run, for people."""
+        order, workers = self.order, config.resources.workers
+        return [
+            f"data     {self.manifest.name}: {order.n:,} training images, {len(self.manifest.labels)} labels",
+            f"batch    {config.global_batch} = {workers} workers x {config.global_batch // workers}; "
+            f"{order.steps:,} steps an epoch, {order.steps * config.epochs:,} in all",
+            f"order    {order.order_id}: {order.lanes} lanes, balance {self.balance:.0%}, "
+            f"read-ahead at most {self.resident_bytes / 1e6:,.0f} MB a worker",
+        ]
+
+
+def check(config: Config) -> Plan:
+    """Everything that can be known without a cluster.
+
+    Raises:
+        DataError, ConfigError, CheckpointError, StoreError: the first thing that is wrong, within seconds.
+    """
+    store = open_store(config.data)
+    manifest = Manifest.load(store)
+    for split in ("train", "val", "test"):
+        manifest.split(split)
+    for name, task in config.tasks.items():
+        _check_task(name, task, manifest)
+    order = training_order(config, manifest, store)
+    if order.steps == 0:
+        raise ConfigError(
+            "The training split is smaller than one global batch.",
+            got=f"{order.n} rows",
+            expected=f"at least global_batch = {config.global_batch}",
+            do="lower --global-batch, or set --order.keep-tail",
+        )
+    resident, balance = _resident_bytes(config, store, order), _balance(config)
+    if resident > config.loader.memory_gb * 1e9:
+        raise ConfigError(
+            "The read-ahead does not fit into memory.",
+            got=f"{resident / 1e9:.1f} GB on one of {config.resources.workers} workers",
+            expected=f"at most loader.memory_gb = {config.loader.memory_gb}",
+            do="lower order.block_row_groups, use more workers, or raise loader.memory_gb",
+        )
+    run = open_store(config.storage).child(config.name)
+    record = runs.read(run)
+    if record is not None and record.status != "finished":
+        check_resumable(run, config)
+    return Plan(manifest, order, record, resident, balance)
+
+
+def training_order(config: Config, manifest: Manifest, store: Store) -> Order:
+    """The order of the training split."""
+    return Order(
+        Index.load(store, "train").rows,
+        fingerprint=manifest.fingerprint,
+        split="train",
+        seed=config.seed,
+        lanes=config.order.lanes,
+        block_row_groups=config.order.block_row_groups,
+        global_batch=config.global_batch,
+        keep_tail=config.order.keep_tail,
+    )
+
+
+def check_resumable(run: Store, config: Config) -> None:
+    """Compare with the configuration that the run at `run` was started with.
+
+    Raises:
+        CheckpointError: a field that decides the result differs; the difference is shown.
+    """
+    try:
+        saved = parse(run.get("config.yaml").decode())
+    except NotFound:
+        return
+    changed = differences(saved, config)
+    fatal = {name: (old, new) for name, (role, old, new) in changed.items() if role == "identity"}
+    if fatal:
+        width = max(map(len, fatal))
+        rows = [f"{name:<{width}}  {old} -> {new}" for name, (old, new) in fatal.items()]
+        raise CheckpointError(
+            f"The run '{config.name}' was started with another configuration.",
+            got=("\n" + " " * 12).join(rows),
+            expected="the same values: these decide the result",
+            do="choose another --name, or repeat the first configuration "
+            f"(jobs/train.py --config {run.uri}/config.yaml)",
+        )
+
+
+def _check_task(name: str, task: Task, manifest: Manifest) -> None:
+    label = manifest.labels.get(task.label)
+    if label is None:
+        raise DataError(
+            f"Task '{name}' needs a label column that the data set does not have.",
+            got=task.label,
+            expected=f"one of {', '.join(manifest.labels)}",
+            do=f"set --tasks.{name}.label, or add the column to the data set",
+        )
+    if label.kind not in _FITS[task.kind]:
+        raise ConfigError(
+            f"Task '{name}' is of kind {task.kind}, which does not fit its label '{task.label}'.",
+            got=f"a label of kind {label.kind}",
+            expected=f"kind {' or '.join(_FITS[task.kind])}",
+            do=f"set --tasks.{name}.kind",
+        )
+    classes = len(label.classes or ())
+    wanted = 2 if task.kind == "binary" else task.classes or classes
+    if label.classes is not None and classes != wanted:
+        raise ConfigError(
+            f"Task '{name}' and its label '{task.label}' differ in the number of classes.",
+            got=f"{wanted} in the configuration",
+            expected=f"{classes} in the data set ({', '.join(label.classes[:12])}{', ...' if classes > 12 else ''})",
+            do=f"leave tasks.{name}.classes out, or mend the data set",
+        )
+    top = classes if label.classes is not None else 2
+    for split_name, split in manifest.splits.items():
+        count = split.labels[task.label]
+        if label.kind in ("class", "binary") and count.valid and not (0 <= (count.low or 0) <= (count.high or 0) < top):
+            raise DataError(
+                f"Label '{task.label}' holds class ids out of range in split '{split_name}'.",
+                got=f"ids from {count.low:g} to {count.high:g}",
+                expected=f"0 to {top - 1}",
+                do="write the data set again with jobs/prepare.py",
+            )
+        if split_name == "train" and not count.valid:
+            raise DataError(
+                f"No row of the training split has the label '{task.label}' of task '{name}'.",
+                got=f"{count.nulls} rows, all without it",
+                do="remove the task, or label some rows",
+            )
+
+
+def _resident_bytes(config: Config, store: Store, order: Order) -> int:
+    """At most: two blocks a lane, of the largest row groups, on the worker with most lanes."""
+    length = np.sort(Index.load(store, "train").length)[::-1]
+    lanes = -(-order.lanes // config.resources.workers)
+    overlap = 2  # a lane's segment may begin and end within a row group
+    groups = -(-len(length) // order.lanes) + overlap
+    block = min(order.block_row_groups or groups, groups)
+    return min(2 * lanes * int(length[:block].sum()), 2 * int(length.sum()))
+
+
+def _balance(config: Config) -> float:
+    lanes, workers = config.order.lanes, config.resources.workers
+    return lanes / (workers * -(-lanes // workers))

@@ -1,0 +1,55 @@
+"""One job's hold on one run: acquire, train, release; a finished run hands back its result."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from mtl import run as runs
+from mtl.config import Config
+from mtl.console import RunConsole
+from mtl.preflight import Plan
+from mtl.store import open_store
+
+Result = dict[str, Any]
+
+
+def train(config: Config, plan: Plan, console: RunConsole, launch: Callable[[str], Result]) -> Result:
+    """Own the run while `launch` trains it, and record how it ended.
+
+    Args:
+        launch: trains under the owner id it is given.
+
+    Returns:
+        The result, of this job or of the one that finished the run before.
+
+    Raises:
+        RunOwned: another job owns the run.
+    """
+    if plan.record is not None and plan.record.status == "finished":
+        return _already(plan.record, console)
+    store = open_store(config.storage).child(config.name)
+    lease = runs.acquire(store, config.name, on_wait=console.line)
+    if isinstance(lease, runs.Record):
+        return _already(lease, console)
+    store.put("config.yaml", config.to_yaml().encode())
+    try:
+        result = launch(lease.owner.id)
+    except BaseException:
+        _release_failed(lease)
+        raise
+    status = "finished" if result["status"] == "finished" else "stopped"
+    lease.release(status, json.loads(json.dumps(result)) if status == "finished" else None)
+    return result
+
+
+def _already(record: runs.Record, console: RunConsole) -> Result:
+    console.line(f"the run '{record.name}' is finished; this is its result (another --name starts another run)")
+    return dict(record.result or {})
+
+
+def _release_failed(lease: runs.Lease) -> None:
+    try:
+        lease.release("failed")
+    except Exception:
+        # The error that brought us here is the one to show; an unreleased lease expires by itself.
+        return

@@ -1,0 +1,186 @@
+"""Any server that speaks S3, through boto3 and its standard environment (AWS_ENDPOINT_URL, AWS_PROFILE, roles ...)."""
+
+import re
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self, final
+
+import boto3
+from boto3.exceptions import S3UploadFailedError
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, IncompleteReadError
+
+from mtl.errors import Conflict, NotFound, StoreError
+from mtl.store.base import PerProcess, Stat, check_key, check_prefix, check_range, rewritten, short_read
+from mtl.store.s3_errors import code_of, told
+
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+_LOST = ("PreconditionFailed", "412", "ConditionalRequestConflict", "409", "NoSuchKey")
+_ATTEMPTS = 2
+_CONFIG = Config(
+    # An endpoint that swallows packets costs two connects and a pause of at most 1 s: an answer within ten seconds.
+    connect_timeout=3,
+    read_timeout=20,
+    retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
+    max_pool_connections=32,
+    # Other servers than AWS know only some of the newer checksums.
+    request_checksum_calculation="when_required",
+    response_checksum_validation="when_required",
+)
+
+
+def _connect() -> tuple[boto3.Session, Any]:
+    session = boto3.Session()  # the default session is not safe between threads
+    return session, session.client("s3", config=_CONFIG)
+
+
+def _version(answer: dict[str, Any]) -> str:
+    # Without its quotes: for If-Match on a write, Ceph takes them for a part of the tag, and AWS takes both forms.
+    return str(answer["ETag"]).strip('"')
+
+
+@final
+@dataclass(frozen=True)
+class S3Store:
+    """The objects of `bucket` whose keys start with `prefix` and a slash, or all where it is empty.
+
+    A version is the ETag. A writer that is killed leaves the old object, and perhaps an unfinished multipart upload,
+    which a lifecycle rule of the bucket should expire.
+    """
+
+    bucket: str
+    prefix: str
+    _connection: PerProcess[tuple[boto3.Session, Any]] = field(
+        default_factory=lambda: PerProcess(_connect), compare=False, repr=False
+    )
+
+    @classmethod
+    def at(cls, uri: str) -> Self:
+        """The store at s3://bucket/prefix.
+
+        Raises:
+            StoreError: the name of the bucket is not one, or the prefix has a part that is empty, '.' or '..'.
+        """
+        bucket, _, prefix = uri.removeprefix("s3://").partition("/")
+        if _BUCKET.fullmatch(bucket) is None:
+            raise StoreError(
+                f"'{bucket}' can not be the name of a bucket.",
+                got=uri,
+                expected="s3://bucket/prefix, the bucket 3 to 63 lower-case letters, digits, '-' and '.'",
+            )
+        prefix = prefix.rstrip("/")
+        return cls(bucket, prefix and check_key(f"s3://{bucket}", prefix))
+
+    @property
+    def uri(self) -> str:
+        return f"s3://{self.bucket}/{self.prefix}".rstrip("/")
+
+    def child(self, name: str) -> "S3Store":
+        return S3Store(self.bucket, self._key(name), self._connection)
+
+    def get(self, key: str) -> bytes:
+        return self.get_versioned(key)[0]
+
+    def get_versioned(self, key: str) -> tuple[bytes, str]:
+        with self._telling(key) as client:
+            return self._fetch(client, key)
+
+    def get_range(self, key: str, offset: int, length: int, *, version: str | None = None) -> bytes:
+        address = f"{self.uri}/{key}"
+        check_range(address, offset, length)
+        only = {"Range": f"bytes={offset}-{offset + length - 1}"} | ({"IfMatch": version} if version else {})
+        with self._telling(key) as client:
+            try:
+                data, _ = self._fetch(client, key, **only)
+            except ClientError as error:
+                match code_of(error):
+                    case "PreconditionFailed" | "412":
+                        raise rewritten(address, version or "") from error
+                    case "InvalidRange" | "416":
+                        raise short_read(address, offset, length) from error
+                    case _:
+                        raise
+        if len(data) != length:
+            raise short_read(address, offset, length, len(data))
+        return data
+
+    def stat(self, key: str) -> Stat:
+        with self._telling(key) as client:
+            answer = client.head_object(Bucket=self.bucket, Key=self._key(key))
+            return Stat(answer["ContentLength"], _version(answer))
+
+    def list(self, prefix: str = "") -> list[str]:
+        top = f"{self.prefix}/" if self.prefix else ""
+        keys: list[str] = []
+        more: dict[str, str] = {}
+        with self._telling(prefix) as client:
+            while True:
+                page = client.list_objects_v2(Bucket=self.bucket, Prefix=top + check_prefix(self.uri, prefix), **more)
+                keys += [item["Key"].removeprefix(top) for item in page.get("Contents", [])]
+                if not page["IsTruncated"]:
+                    # A key that ends in a slash is a console's stand-in for a folder.
+                    return sorted(key for key in keys if not key.endswith("/"))
+                more = {"ContinuationToken": page["NextContinuationToken"]}
+
+    def put(self, key: str, data: bytes) -> str:
+        with self._telling(key) as client:
+            return _version(client.put_object(Bucket=self.bucket, Key=self._key(key), Body=data))
+
+    def put_file(self, key: str, path: Path) -> None:
+        with self._telling(key) as client:
+            try:
+                client.upload_file(Bucket=self.bucket, Key=self._key(key), Filename=str(path))
+            except S3UploadFailedError as error:
+                raise error.__context__ or error from None
+
+    def put_if(self, key: str, data: bytes, *, version: str | None) -> str:
+        condition = {"IfNoneMatch": "*"} if version is None else {"IfMatch": version}
+        with self._telling(key) as client:
+            try:
+                return _version(client.put_object(Bucket=self.bucket, Key=self._key(key), Body=data, **condition))
+            except ClientError as error:
+                if code_of(error) not in _LOST:
+                    raise
+                refusal = error
+        try:
+            held, now = self.get_versioned(key)
+        except NotFound:
+            held, now = None, "no object"
+        # boto3 repeats a write whose answer was lost; the repetition then meets the first try's success.
+        if held == data:
+            return now
+        raise Conflict(
+            f"{self.uri}/{key} was changed by another writer.",
+            got=now if held is None else f"version {now}",
+            expected="no object" if version is None else f"version {version}",
+        ) from refusal
+
+    def delete(self, key: str) -> None:
+        with self._telling(key) as client:
+            client.delete_object(Bucket=self.bucket, Key=self._key(key))
+
+    def _key(self, key: str) -> str:
+        return f"{self.prefix}/{check_key(self.uri, key)}".lstrip("/")
+
+    @contextmanager
+    def _telling(self, key: str) -> Generator[Any]:
+        """The client; what it raises inside leaves as one of our errors, about `key`."""
+        connection = None
+        try:
+            connection = self._connection.get()
+            yield connection[1]
+        except (ClientError, BotoCoreError) as error:
+            raise told(error, self.bucket, f"{self.prefix}/{key}".strip("/"), connection) from error
+
+    def _fetch(self, client: Any, key: str, **only: str) -> tuple[bytes, str]:
+        """The body of a GET and its version. boto3 repeats what fails before the body, this what fails within."""
+        for attempt in range(1, _ATTEMPTS + 1):
+            answer = client.get_object(Bucket=self.bucket, Key=self._key(key), **only)
+            try:
+                return answer["Body"].read(), _version(answer)
+            except (HTTPClientError, IncompleteReadError):
+                if attempt == _ATTEMPTS:
+                    raise
+        raise AssertionError
