@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
 
@@ -77,7 +78,7 @@ def parse(argv: list[str]) -> Arguments:
 
 
 def _auto(rest: list[str]) -> Config:
-    given = dict(zip(rest, rest[1:], strict=False))
+    given = dict(pairwise(rest))
     if "--data" not in given:
         raise ConfigError(
             "auto needs a data set.", expected="train.py auto --data URI", do="write one: jobs/prepare.py"

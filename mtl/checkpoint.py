@@ -9,26 +9,23 @@ folder that is unfinished or has decayed is never mistaken for a sound one.
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any, cast
 
-import torch
 from pydantic import BaseModel, ConfigDict, JsonValue
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from mtl.errors import CheckpointError, NotFound
-from mtl.run import Commit
+from mtl.record import Commit
 from mtl.store import Store
 
 FORMAT_VERSION = 1
 MANIFEST, STATE, TENSORS = "manifest.json", "state.json", ".safetensors"
 
-_OTHER = "resume with the configuration that wrote it, or start a new run"
+OTHER_CONFIGURATION = "resume with the configuration that wrote it, or start a new run"
 
 
 @dataclass(frozen=True)
@@ -140,7 +137,7 @@ def restore_model(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         for name in shared
         if tensors[name].shape != expected[name].shape
     ]
-    _refuse(
+    refuse_differences(
         "The checkpoint belongs to another model.",
         {
             "missing": [name for name in expected if name not in tensors],
@@ -151,85 +148,19 @@ def restore_model(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     model.load_state_dict(dict(tensors), strict=True)
 
 
-def optimizer_tensors(
-    optimizer: Optimizer, names: Mapping[nn.Parameter, str]
-) -> tuple[dict[str, Tensor], dict[str, JsonValue]]:
-    """The state of `optimizer` without pickle, keyed by parameter name instead of by position.
+def refuse_differences(what: str, differences: Mapping[str, Sequence[str]]) -> None:
+    """Do nothing if there are no differences.
 
     Args:
-        optimizer: any whose per-parameter state is tensors and plain numbers.
-        names: a unique name for each of its parameters, as in `model.named_parameters()`.
-
-    Returns:
-        Tensors by "<parameter>/<key>", not copied; and JSON: the optimizer's kind, the groups' hyperparameters, and the
-        per-parameter values that are not tensors.
+        what: is wrong if there are any.
+        differences: names by kind of difference.
 
     Raises:
-        CheckpointError: a value is neither a tensor nor JSON.
+        CheckpointError: there are some; the first five of each kind are listed.
     """
-    tensors: dict[str, Tensor] = {}
-    values: dict[str, JsonValue] = {}
-    groups: list[JsonValue] = []
-    for group in optimizer.param_groups:
-        hyper: dict[str, JsonValue] = {k: _plain(k, value) for k, value in group.items() if k != "params"}
-        groups.append({"parameters": [names[p] for p in group["params"]], "hyper": hyper})
-        for parameter in group["params"]:
-            for key, value in optimizer.state.get(parameter, {}).items():
-                name = f"{names[parameter]}/{key}"
-                if isinstance(value, Tensor):
-                    tensors[name] = value
-                else:
-                    values[name] = _plain(name, value)
-    return tensors, {"kind": type(optimizer).__name__, "groups": groups, "values": values}
-
-
-def restore_optimizer(
-    optimizer: Optimizer,
-    names: Mapping[nn.Parameter, str],
-    tensors: Mapping[str, Tensor],
-    json_state: Mapping[str, JsonValue],
-) -> None:
-    """Give `optimizer` the state that `optimizer_tensors` returned, bit for bit, on its parameters' devices.
-
-    The hyperparameters come back too, the learning rate included: set scheduled or changed ones afterwards.
-
-    Raises:
-        CheckpointError: the kind of optimizer, its parameters or its groups differ. The optimizer is unchanged.
-    """
-    saved = _OptimizerState.model_validate(json_state)
-    if saved.kind != type(optimizer).__name__:
-        raise CheckpointError(
-            "The checkpoint belongs to another optimizer.", got=saved.kind, expected=type(optimizer).__name__, do=_OTHER
-        )
-    own = [[names[p] for p in group["params"]] for group in optimizer.param_groups]
-    known = {name for group in own for name in group}
-    stored = {name for group in saved.groups for name in group.parameters}
-    stored |= {key.rpartition("/")[0] for key in (*tensors, *saved.values)}
-    _refuse(
-        "The checkpoint's optimizer holds other parameters.",
-        {"missing": sorted(known - stored), "unexpected": sorted(stored - known)},
-    )
-    if [set(group) for group in own] != [set(group.parameters) for group in saved.groups]:
-        raise CheckpointError(
-            "The checkpoint's optimizer groups its parameters differently.",
-            got=f"groups of {', '.join(str(len(group.parameters)) for group in saved.groups)} parameters",
-            expected=f"groups of {', '.join(str(len(group)) for group in own)}, of the same parameters",
-            do=_OTHER,
-        )
-
-    optimizer.state.clear()
-    for group, saved_group in zip(optimizer.param_groups, saved.groups, strict=True):
-        for key, value in saved_group.hyper.items():
-            # JSON has no tuples: what is one in the optimizer (betas) becomes one again.
-            group[key] = tuple(value) if isinstance(value, list) and isinstance(group.get(key), tuple) else value
-    place = {names[p]: (p, group) for group in optimizer.param_groups for p in group["params"]}
-    for name, tensor in tensors.items():
-        owner, _, key = name.rpartition("/")
-        parameter, group = place[owner]
-        optimizer.state[parameter][key] = _placed(tensor, key, parameter, group)
-    for name, value in saved.values.items():
-        owner, _, key = name.rpartition("/")
-        optimizer.state[place[owner][0]][key] = value
+    found = [f"{kind}: {_first_five(names)}" for kind, names in differences.items() if names]
+    if found:
+        raise CheckpointError(what, got="; ".join(found), expected="the same names and shapes", do=OTHER_CONFIGURATION)
 
 
 class _Strict(BaseModel):
@@ -250,17 +181,6 @@ class _Version(BaseModel):
     format_version: int
 
 
-class _Group(_Strict):
-    parameters: list[str]
-    hyper: dict[str, JsonValue]
-
-
-class _OptimizerState(_Strict):
-    kind: str
-    groups: list[_Group]
-    values: dict[str, JsonValue]
-
-
 def _storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Contiguous CPU tensors, none of which shares memory with another: safetensors accepts nothing else."""
     result: dict[str, Tensor] = {}
@@ -271,16 +191,6 @@ def _storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         result[name] = flat.clone() if memory in used else flat
         used.add(memory)
     return result
-
-
-def _placed(tensor: Tensor, key: str, parameter: nn.Parameter, group: Mapping[str, Any]) -> Tensor:
-    """A copy of an optimizer's tensor where torch would have made it; a copy because updates happen in place."""
-    # torch keeps the step count on the host unless the whole update runs on the device.
-    if key == "step" and not (group.get("capturable") or group.get("fused")):
-        return tensor.clone()
-    # The parameter's strides (channels_last): torch's multi-tensor updates are slow where they differ.
-    like = parameter if tensor.shape == parameter.shape else tensor
-    return torch.empty_like(like, dtype=tensor.dtype, device=parameter.device, requires_grad=False).copy_(tensor)
 
 
 def _upload(store: Store, key: str, data: bytes) -> _Seal:
@@ -300,26 +210,6 @@ def _verify(key: str, what: str, got: object, expected: object) -> None:
         raise CheckpointError(f"{key} is damaged.", got=f"{what} {got}", expected=f"{what} {expected}")
 
 
-def _refuse(what: str, differences: Mapping[str, Sequence[str]]) -> None:
-    """Raise CheckpointError if there are any differences, listing the first five of each kind."""
-    found = [f"{kind}: {_first_five(names)}" for kind, names in differences.items() if names]
-    if found:
-        raise CheckpointError(what, got="; ".join(found), expected="the same names and shapes", do=_OTHER)
-
-
 def _first_five(names: Sequence[str]) -> str:
     rest = len(names) - 5
     return ", ".join(names[:5]) + (f" and {rest} more" if rest > 0 else "")
-
-
-def _plain(name: str, value: Any) -> JsonValue:
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, list | tuple):
-        return [_plain(name, item) for item in cast("Iterable[Any]", value)]
-    raise CheckpointError(
-        f"The optimizer's '{name}' can not be saved.",
-        got=type(value).__name__,
-        expected="a number, a string, None, or a tuple of them",
-        do="pass it as a plain number",
-    )

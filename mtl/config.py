@@ -295,9 +295,9 @@ def _differences(old: BaseModel, new: BaseModel, prefix: str) -> Iterator[tuple[
             continue
         if isinstance(before, BaseModel) and isinstance(after, type(before)):
             yield from _differences(before, after, f"{prefix}{name}.")
-        elif name == "tasks" and set(before) == set(after):
-            for task in before:
-                yield from _differences(before[task], after[task], f"{prefix}tasks.{task}.")
+        elif isinstance(old, Config) and isinstance(new, Config) and name == "tasks" and set(before) == set(after):
+            for task in old.tasks:
+                yield from _differences(old.tasks[task], new.tasks[task], f"tasks.{task}.")
         else:
             extra = field.json_schema_extra
             assert isinstance(extra, dict)

@@ -17,8 +17,8 @@ class RunConsole:
     """Shows the events of a run; `__call__` is the listener that a runtime takes."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
-        stream = stream or sys.stdout
-        self._console = Console(file=stream, width=None if stream.isatty() else 120, highlight=False, soft_wrap=True)
+        where = stream or sys.stdout
+        self._console = Console(file=where, width=None if where.isatty() else 120, highlight=False, soft_wrap=True)
         self._began = time.monotonic()
 
     def line(self, text: str) -> None:

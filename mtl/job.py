@@ -11,20 +11,23 @@ import numpy as np
 import torch
 from torch import nn
 
-from mtl import checkpoint as checkpoints
-from mtl import run as runs
+from mtl.attempt import begin_attempt, retain
 from mtl.balancing import Static
+from mtl.checkpoint import load_newest, restore_model, save
 from mtl.config import Config
 from mtl.data.colour import Standardise
 from mtl.data.manifest import Manifest
 from mtl.data.order import Order
-from mtl.errors import CheckpointError
-from mtl.loop import Position, Trainee, train
+from mtl.errors import CheckpointError, StoreError
+from mtl.loop import train
 from mtl.optim import build_optimizer
+from mtl.optimizer_state import optimizer_tensors, restore_optimizer
 from mtl.parts import average_buffers, build_loader, build_model, build_specs, evaluate_split, rank_invariant
 from mtl.preflight import training_order
+from mtl.record import Commit, checkpoint_path, read
 from mtl.runtime import Runtime
 from mtl.store import open_store
+from mtl.trainee import Position, Trainee
 
 Result = dict[str, Any]
 
@@ -56,7 +59,7 @@ class Job:
         self.store = open_store(config.storage).child(config.name)
         self.manifest = Manifest.load(self.data)
         self.specs = build_specs(config, self.manifest)
-        self.attempt = runs.begin_attempt(self.store, self.owner_id) if runtime.rank == 0 else None
+        self.attempt = begin_attempt(self.store, self.owner_id) if runtime.rank == 0 else None
         self.parts = 0
         self.evaluations: dict[str, Any] = {}
         order = training_order(config, self.manifest, self.data)
@@ -118,11 +121,11 @@ class Job:
 
     def _resume(self, model: nn.Module, optimizer: torch.optim.Optimizer, order: Order) -> Position:
         # Every rank reads the same list: nobody can commit before all ranks have begun.
-        record = self.attempt.record if self.attempt else runs.read(self.store)
-        self.damaged: tuple[runs.Commit, ...] = ()
+        record = self.attempt.record if self.attempt else read(self.store)
+        self.damaged: tuple[Commit, ...] = ()
         found = None
         if record is not None:
-            found = checkpoints.load_newest(self.store, record.checkpoints, self._note)
+            found = load_newest(self.store, record.checkpoints, self._note)
         step = 0
         if record is not None and found is not None:
             commit, saved = found
@@ -134,9 +137,9 @@ class Job:
                     expected=order.order_id,
                     do="use the data set, seed and batch it was started with, or another run name",
                 )
-            checkpoints.restore_model(model, saved.files["model"])
+            restore_model(model, saved.files["model"])
             state: Any = saved.state
-            checkpoints.restore_optimizer(optimizer, self.names, saved.files["optimizer"], state["optimizer"])
+            restore_optimizer(optimizer, self.names, saved.files["optimizer"], state["optimizer"])
             self.evaluations = state["evaluations"]
             step = commit.step
             first = self.runtime.rank == 0
@@ -192,10 +195,10 @@ class Job:
         ledger, began = self._ledger(position), time.perf_counter()
         if self.attempt is None:
             return
-        tensors, optimizer = checkpoints.optimizer_tensors(trainee.optimizer, self.names)
+        tensors, optimizer = optimizer_tensors(trainee.optimizer, self.names)
         epoch, batch = divmod(position.step, order.steps)
-        path = runs.checkpoint_path(position.step, self.attempt.number)
-        seal = checkpoints.save(
+        path = checkpoint_path(position.step, self.attempt.number)
+        seal = save(
             self.store,
             path,
             {"model": trainee.model.state_dict(), "optimizer": tensors},
@@ -212,7 +215,7 @@ class Job:
             },
         )
         self._flush(position)
-        commit = runs.Commit(
+        commit = Commit(
             path=path,
             step=position.step,
             epoch=epoch,
@@ -221,7 +224,10 @@ class Job:
             time=datetime.now(UTC).isoformat(timespec="seconds"),
         )
         record = self.attempt.commit(commit, damaged=self.damaged, keep=self.config.checkpoint.keep)
-        runs.retain(self.store, record)
+        try:
+            retain(self.store, record)
+        except StoreError as error:
+            self._note(f"old checkpoints could not be deleted, the next commit tries again: {error.what}")
         self.runtime.emit({"kind": "commit", "step": position.step, "seconds": time.perf_counter() - began})
 
     def _flush(self, position: Position) -> None:

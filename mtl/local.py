@@ -32,4 +32,4 @@ def train(config: Config, plan: Plan, console: RunConsole) -> dict[str, Any]:
 
 def solitary(gpu: bool = False) -> LocalRuntime:
     """A runtime of this process alone, for work around training that tells nobody."""
-    return LocalRuntime(gpu=gpu, threads=torch.get_num_threads(), listen=lambda event: None)
+    return LocalRuntime(gpu=gpu, threads=torch.get_num_threads(), listen=lambda _: None)

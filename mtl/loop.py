@@ -7,7 +7,7 @@ commit, log), so that nothing waits for them.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,49 +16,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mtl.balancing import Balancer, TaskStats
+from mtl.agreement import Every, agreed_batches
+from mtl.balancing import TaskStats
 from mtl.config import Config
 from mtl.data.colour import Standardise
 from mtl.data.keyed import key
-from mtl.data.loader import EMPTY, QUARANTINED, Batch, Loader
+from mtl.data.loader import EMPTY, Batch, Loader
 from mtl.errors import DataError, MtlError
-from mtl.model.batchnorm import freeze
 from mtl.optim import learning_rate
-from mtl.runtime import Pending, Runtime
+from mtl.runtime import Runtime
 from mtl.tasks import TaskSpec
+from mtl.trainee import Position, Trainee, settle
 
 BAD_STEPS = 10
 """Consecutive steps without a finite gradient after which training stops."""
-
-
-@dataclass
-class Position:
-    """Where training stands. `ledger` is this rank's share of the sum; rank 0 carries what earlier attempts added."""
-
-    step: int = 0
-    ledger: int = 0
-    quarantined: int = 0
-    skipped: int = 0
-
-
-@dataclass
-class Trainee:
-    """What is trained, and with what.
-
-    `model` is the plain module, `parallel` the one whose backward averages gradients over ranks.
-    """
-
-    model: nn.Module
-    parallel: nn.Module
-    optimizer: torch.optim.Optimizer
-    specs: list[TaskSpec]
-    balancer: Balancer
-    standardise: Standardise
-    steps_per_epoch: int
-    micro_batch: int
-    clip_norm: float | None
-    frozen_batch_norm: bool
-    bad_in_a_row: int = 0
 
 
 @dataclass
@@ -70,18 +41,6 @@ class Window:
     samples: int = 0
     waited_s: float = 0.0
     began: float = field(default_factory=time.perf_counter)
-
-
-@dataclass(frozen=True)
-class Agreed:
-    """What all ranks know of a global batch before its forward: valid labels per task [K], and the flags."""
-
-    counts: Tensor
-    quarantined: int
-    samples: int
-    stop: bool
-    commit: bool
-    log: bool
 
 
 def train_step(trainee: Trainee, batch: Batch, counts: Tensor, world_size: int, device: torch.device) -> Tensor | None:
@@ -99,7 +58,7 @@ def train_step(trainee: Trainee, batch: Batch, counts: Tensor, world_size: int, 
     share = weights * world_size / counts.clamp(min=1).to(device, weights.dtype)
     images, labels = torch.from_numpy(batch.images), _labels(batch, device)
     colour = torch.from_numpy(batch.colour)
-    buffers = [buffer.clone() for buffer in trainee.model.buffers()]
+    buffers = trainee.buffers()
     losses = torch.zeros(len(trainee.specs), dtype=torch.float64, device=device)
 
     optimizer.zero_grad(set_to_none=True)
@@ -116,7 +75,7 @@ def train_step(trainee: Trainee, batch: Batch, counts: Tensor, world_size: int, 
     trained = [p for p in trainee.model.parameters() if p.grad is not None]
     norm = nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
     if not bool(norm.isfinite()):
-        _restore_buffers(trainee.model, buffers)
+        trainee.restore_buffers(buffers)
         return None
     if trainee.clip_norm is not None:
         nn.utils.clip_grads_with_norm_(trained, trainee.clip_norm, norm)
@@ -148,22 +107,22 @@ def train(
     specs, device = trainee.specs, runtime.device
     steps, first, committed_step = trainee.steps_per_epoch * config.epochs, position.step, position.step
     window = _window(len(specs), device)
-    began = committed = logged = time.perf_counter()
-    batches = _agreed(
+    began, commit_due, log_due = time.perf_counter(), Every(config.checkpoint.every_s), Every(config.log_every_s)
+    batches = agreed_batches(
         loader,
         specs,
         runtime,
         stop=runtime.stop_requested,
-        commit=lambda: time.perf_counter() - committed > config.checkpoint.every_s,
-        log=lambda: time.perf_counter() - logged > config.log_every_s,
+        commit=commit_due,
+        log=log_due,
     )
     settle(trainee, loader.size_px, device)
-    _train_mode(trainee)
+    trainee.train_mode()
 
     for batch, agreed, waited_s in batches:
         if (agreed.stop or agreed.commit) and position.step != committed_step:
             commit(position)
-            committed, committed_step = time.perf_counter(), position.step
+            committed_step = position.step
         if agreed.stop:
             return False
         epoch = (position.step + 0.5) / trainee.steps_per_epoch
@@ -193,12 +152,13 @@ def train(
             record(row)
             eta_s = (time.perf_counter() - began) * (steps - position.step) / (position.step - first)
             runtime.emit({"kind": "progress", "eta_s": eta_s, **row})
-            window, logged = _window(len(specs), device), time.perf_counter()
+            window = _window(len(specs), device)
         if done:
             at_epoch_end(position.step // trainee.steps_per_epoch)
             commit(position)
-            committed, committed_step = time.perf_counter(), position.step
-            _train_mode(trainee)
+            committed_step = position.step
+            commit_due.restart()
+            trainee.train_mode()
             window = _window(len(specs), device)
     return True
 
@@ -246,77 +206,6 @@ def evaluate(
         count = int(own["labels"])
         result[spec.name] = {**spec.summary(own), "loss": own["loss"].item() / max(count, 1), "labels": count}
     return result
-
-
-def settle(trainee: Trainee, size_px: int, device: torch.device) -> None:
-    """One forward and backward on a blank batch, without a trace.
-
-    DistributedDataParallel orders its gradient buckets anew after its first backward, and the order decides how floats
-    are summed. Spending that first backward here makes a resumed process sum exactly as an uninterrupted one.
-    """
-    if not isinstance(trainee.parallel, DistributedDataParallel):
-        return
-    trainee.parallel.train()
-    buffers = [buffer.clone() for buffer in trainee.model.buffers()]
-    blank = torch.zeros(trainee.micro_batch, size_px, size_px, 3, dtype=torch.uint8, device=device)
-    outputs = trainee.parallel(trainee.standardise(blank, torch.ones(len(blank), 3, device=device)))
-    (sum(output.sum() for output in outputs.values()) * 0.0).backward()
-    trainee.optimizer.zero_grad(set_to_none=True)
-    _restore_buffers(trainee.model, buffers)
-
-
-def _agreed(
-    loader: Loader,
-    specs: list[TaskSpec],
-    runtime: Runtime,
-    *,
-    stop: Callable[[], bool],
-    commit: Callable[[], bool],
-    log: Callable[[], bool],
-) -> Iterator[tuple[Batch, Agreed, float]]:
-    """Batches with what all ranks agreed on, and the seconds this rank waited for data.
-
-    The reduction for a batch begins while the one before it is trained on.
-    """
-
-    def ask(batch: Batch) -> Pending:
-        counts = [float(spec.valid(torch.from_numpy(batch.labels[spec.name])).sum()) for spec in specs]
-        first = runtime.rank == 0
-        flags = [stop(), first and commit(), first and log()]
-        rows = [(batch.status == QUARANTINED).sum(), (batch.status != EMPTY).sum()]
-        return runtime.control(torch.tensor([*counts, *map(float, rows), *map(float, flags)], dtype=torch.float64))
-
-    def answer(pending: Pending) -> Agreed:
-        values = pending.wait()
-        k = len(specs)
-        quarantined, samples, *flags = values[k:].tolist()
-        return Agreed(values[:k], int(quarantined), int(samples), *(flag > 0 for flag in flags))
-
-    source = iter(loader)
-    following: tuple[Batch, Pending, float] | None = None
-    while True:
-        began = time.perf_counter()
-        batch = next(source, None)
-        waited_s = time.perf_counter() - began
-        current, following = following, None if batch is None else (batch, ask(batch), waited_s)
-        if current is not None:
-            yield current[0], answer(current[1]), current[2]
-        elif following is None:
-            return
-        if following is None:
-            return
-
-
-def _train_mode(trainee: Trainee) -> None:
-    trainee.parallel.train()
-    if trainee.frozen_batch_norm:
-        freeze(trainee.model)
-
-
-def _restore_buffers(model: nn.Module, before: list[Tensor]) -> None:
-    with torch.no_grad():
-        for buffer, value in zip(model.buffers(), before, strict=True):
-            buffer.copy_(value)
 
 
 def _labels(batch: Batch, device: torch.device) -> dict[str, Tensor]:

@@ -26,7 +26,7 @@ def build_optimizer(model: nn.Module, config: Optimizer) -> torch.optim.Optimize
 
 
 def learning_rate(config: Optimizer, epoch: float, epochs: float) -> float:
-    """The learning rate after `epoch` epochs of `epochs` (fractions count): linear warm-up, then the schedule to zero."""
+    """The learning rate after `epoch` of `epochs` epochs (fractions count): a linear warm-up, then down to zero."""
     if epoch < config.warmup_epochs:
         return config.lr * epoch / config.warmup_epochs
     progress = min((epoch - config.warmup_epochs) / max(epochs - config.warmup_epochs, 1e-12), 1.0)

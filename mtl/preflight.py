@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mtl import run as runs
 from mtl.config import Config, Task, differences, parse
 from mtl.data.manifest import Index, LabelKind, Manifest
 from mtl.data.order import Order
 from mtl.errors import CheckpointError, ConfigError, DataError, NotFound
+from mtl.record import Record, read
 from mtl.store import Store, open_store
 
 _FITS: dict[str, tuple[LabelKind, ...]] = {
@@ -25,7 +25,7 @@ class Plan:
 
     manifest: Manifest
     order: Order
-    record: runs.Record | None
+    record: Record | None
     resident_bytes: int
     balance: float
 
@@ -70,7 +70,7 @@ def check(config: Config) -> Plan:
             do="lower order.block_row_groups, use more workers, or raise loader.memory_gb",
         )
     run = open_store(config.storage).child(config.name)
-    record = runs.read(run)
+    record = read(run)
     if record is not None and record.status != "finished":
         check_resumable(run, config)
     return Plan(manifest, order, record, resident, balance)

@@ -88,7 +88,7 @@ class Group:
 
     def __init__(self, rank: int, world_size: int, device: torch.device) -> None:
         self.rank, self.world_size, self.device = rank, world_size, device
-        self._group = None
+        self._group: Any = None
         if world_size > 1:
             on_gloo = dist.get_backend() == "gloo"
             self._group = dist.group.WORLD if on_gloo else dist.new_group(backend="gloo")

@@ -4,10 +4,11 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from mtl import run as runs
 from mtl.config import Config
 from mtl.console import RunConsole
+from mtl.lease import Lease, acquire
 from mtl.preflight import Plan
+from mtl.record import Record
 from mtl.store import open_store
 
 Result = dict[str, Any]
@@ -28,8 +29,8 @@ def train(config: Config, plan: Plan, console: RunConsole, launch: Callable[[str
     if plan.record is not None and plan.record.status == "finished":
         return _already(plan.record, console)
     store = open_store(config.storage).child(config.name)
-    lease = runs.acquire(store, config.name, on_wait=console.line)
-    if isinstance(lease, runs.Record):
+    lease = acquire(store, config.name, on_wait=console.line)
+    if isinstance(lease, Record):
         return _already(lease, console)
     store.put("config.yaml", config.to_yaml().encode())
     try:
@@ -42,12 +43,12 @@ def train(config: Config, plan: Plan, console: RunConsole, launch: Callable[[str
     return result
 
 
-def _already(record: runs.Record, console: RunConsole) -> Result:
+def _already(record: Record, console: RunConsole) -> Result:
     console.line(f"the run '{record.name}' is finished; this is its result (another --name starts another run)")
     return dict(record.result or {})
 
 
-def _release_failed(lease: runs.Lease) -> None:
+def _release_failed(lease: Lease) -> None:
     try:
         lease.release("failed")
     except Exception:

@@ -3,19 +3,21 @@
 import csv
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self, TypeAlias, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
+from mtl.cli import pairs
 from mtl.data.manifest import Label, LabelKind
-from mtl.errors import DataError
+from mtl.errors import ConfigError, DataError
 
 Value: TypeAlias = int | float | None
 Where: TypeAlias = Callable[[int], str]
 
+_KINDS: tuple[LabelKind, ...] = get_args(LabelKind)
 _BOOLEANS = {"0": 0, "1": 1, "false": 0, "true": 1}
 _RESERVED = ("image", "image_id", "width", "height", "path", "split")
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,62}")
@@ -36,24 +38,21 @@ def check_name(name: str) -> None:
         )
 
 
-def kinds(given: Mapping[str, str]) -> dict[str, LabelKind]:
-    """`given` with its values checked to be label kinds.
+def parse_kinds(texts: Iterable[str]) -> dict[str, LabelKind]:
+    """Kinds by label, from `name=kind` each.
 
     Raises:
-        DataError: one is not.
+        ConfigError: one is not of that form, or no kind.
     """
-    found: dict[str, LabelKind] = {}
-    for name, text in given.items():
-        for kind in get_args(LabelKind):
-            if text == kind:
-                found[name] = kind
-    if found.keys() != given.keys():
-        raise DataError(
-            "This is no kind of label.",
-            got=", ".join(f"{name}={text}" for name, text in given.items() if name not in found),
-            expected=f"name={'|'.join(get_args(LabelKind))}",
+    given = pairs("--kinds", texts)
+    kinds: dict[str, LabelKind] = {name: kind for name, text in given.items() for kind in _KINDS if text == kind}
+    if wrong := given.keys() - kinds.keys():
+        raise ConfigError(
+            f"--kinds does not know what {', '.join(sorted(wrong))} shall be.",
+            got=", ".join(f"{name}={given[name]}" for name in sorted(wrong)),
+            expected=f"one of {', '.join(_KINDS)}",
         )
-    return found
+    return kinds
 
 
 def sort_classes(names: set[str]) -> tuple[str, ...]:

@@ -160,7 +160,7 @@ class Index:
     def load(cls, store: Store, split: str) -> Self:
         """Read the index of `split`; the rows of each shard are contiguous and in order of `ordinal`."""
         table = pq.read_table(pa.BufferReader(store.get(INDEX)))
-        table = table.filter(pc.equal(table["split"], split))
+        table = table.filter(pc.field("split") == split)
         column = {name: table[name].to_numpy() for name in table.column_names if name not in ("split", "shard")}
         paths = table["shard"].to_pylist()
         first: dict[str, int] = {}

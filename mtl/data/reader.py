@@ -106,7 +106,7 @@ def _row_group(number: int, table: pa.Table, columns: tuple[str, ...]) -> RowGro
         number=number,
         data=memoryview(data),
         offsets=np.frombuffer(offsets, np.int32)[first : first + len(images) + 1],
-        ids=np.fromiter((xxhash.xxh3_64_intdigest(name) for name in ids), np.uint64, len(ids)),
+        ids=np.fromiter((xxhash.xxh3_64_intdigest(name.encode()) for name in ids), np.uint64, len(ids)),
         labels=labels,
     )
 

@@ -25,13 +25,15 @@ Pixels: TypeAlias = npt.NDArray[np.uint8]
 Value: TypeAlias = int | float | None
 
 _FRAME = 64
+_SHIFT = 4  # fractional bits of the coordinates given to OpenCV
 _FINE = 4  # drawn at this multiple of the final resolution, then averaged: anti-aliasing
 _RADII = ((10.0, 16.0), (10.0, 16.0), (10.0, 13.0), (9.0, 11.5))  # by count - 1: four large objects would not fit
 _GAP_PX = 3.0  # between outlines that do not touch; the rim drawn on each takes half a pixel of it
 _OVERLAP = (0.04, 0.25)  # of the smaller object, where two touch: enough to be seen, little enough to count
 _COVERED = 0.15  # the most that foreground clutter may hide of an object
 _ANGLES = 3600  # rotation comes in steps of 0.1 degree, so that float32 keeps it below 2 pi
-_MISSING = 0.1
+_MISSING = 0.1  # probability, for each label by itself
+_TOUCHING = 0.45  # probability, where there is more than one object
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,10 +54,11 @@ def draw(index: int, *, seed: int = 0, size_px: int = 64) -> Sample:
     """Sample `index` of the endless sequence `seed`; both are in [0, 2^64)."""
     rng = np.random.Generator(np.random.Philox(key=np.array([seed, index], np.uint64)))
     truth = _truth(rng)
-    deleted = rng.random(len(LABELS)) < _MISSING
-    labels = {name: None if gone else value for (name, value), gone in zip(truth.items(), deleted, strict=True)}
+    values: dict[str, Value] = dict(vars(truth))
+    deleted = rng.random(len(values)) < _MISSING
+    labels = {name: None if gone else value for (name, value), gone in zip(values.items(), deleted, strict=True)}
     objects = _arrange(rng, truth)
-    return Sample(_paint(rng, objects, truth, size_px), labels, truth, tuple(each.body for each in objects))
+    return Sample(_paint(rng, objects, truth, size_px), labels, values, tuple(each.body for each in objects))
 
 
 def outline(shape: str, rotation: float, centre: tuple[float, float], radius: float) -> Points:
@@ -73,14 +76,23 @@ class _Object(NamedTuple):
     tail: Points  # the part that is darker: with it, upright and upside down differ in more than their outline
 
 
-def _truth(rng: np.random.Generator) -> dict[str, Value]:
+@dataclass(frozen=True)
+class _Truth:
+    shape: int
+    colour: int
+    count: int  # an id: one less than the number of objects
+    rotation: float | None
+    touching: int
+
+
+def _truth(rng: np.random.Generator) -> _Truth:
     shape, colour, count, angle = (int(rng.integers(n)) for n in (len(SHAPES), len(COLOURS), len(COUNTS), _ANGLES))
-    touching = int(rng.random() < 0.45 and count > 0)
+    touching = int(rng.random() < _TOUCHING and count > 0)
     rotation = None if SHAPES[shape] == "disc" else angle * 2 * np.pi / _ANGLES
-    return {"shape": shape, "colour": colour, "count": count, "rotation": rotation, "touching": touching}
+    return _Truth(shape, colour, count, rotation, touching)
 
 
-def _arrange(rng: np.random.Generator, truth: dict[str, Value]) -> tuple[_Object, ...]:
+def _arrange(rng: np.random.Generator, truth: _Truth) -> tuple[_Object, ...]:
     """The objects, all inside the frame; the first two overlap if `touching`, all others keep the gap."""
     while True:
         objects = _try_to_arrange(rng, truth)
@@ -88,14 +100,14 @@ def _arrange(rng: np.random.Generator, truth: dict[str, Value]) -> tuple[_Object
             return objects
 
 
-def _try_to_arrange(rng: np.random.Generator, truth: dict[str, Value]) -> tuple[_Object, ...] | None:
-    shape, rotation, number = SHAPES[int(truth["shape"] or 0)], truth["rotation"] or 0.0, int(truth["count"] or 0)
-    radii = rng.uniform(*_RADII[number], size=number + 1)
+def _try_to_arrange(rng: np.random.Generator, truth: _Truth) -> tuple[_Object, ...] | None:
+    shape, rotation = SHAPES[truth.shape], truth.rotation or 0.0
+    radii = rng.uniform(*_RADII[truth.count], size=truth.count + 1)
     reach = 2 * int(_GAP_PX * _FINE) + 1
     objects: list[_Object] = []
     taken = blocked = _blank()
     for i, radius in enumerate(radii):
-        overlaps = bool(truth["touching"]) and i == 1
+        overlaps = truth.touching and i == 1
         for _ in range(20):
             centre = tuple(rng.uniform(radius + 1, _FRAME - radius - 1, size=2))
             points = outline(shape, rotation, centre, radius)
@@ -116,9 +128,8 @@ def _try_to_arrange(rng: np.random.Generator, truth: dict[str, Value]) -> tuple[
     return tuple(objects)
 
 
-def _paint(rng: np.random.Generator, objects: tuple[_Object, ...], truth: dict[str, Value], size_px: int) -> Pixels:
-    colour = int(truth["colour"] or 0)
-    fine = size_px * _FINE
+def _paint(rng: np.random.Generator, objects: tuple[_Object, ...], truth: _Truth, size_px: int) -> Pixels:
+    colour, fine = truth.colour, size_px * _FINE
     canvas = cv2.resize(_background(rng, colour), (fine, fine), interpolation=cv2.INTER_CUBIC)
     scale = fine / _FRAME
     for _ in range(rng.integers(1, 4)):
@@ -127,7 +138,7 @@ def _paint(rng: np.random.Generator, objects: tuple[_Object, ...], truth: dict[s
     for body, tail in objects:
         fill = np.array(_rgb(rng, colour))
         cv2.fillPoly(canvas, [_fixed(body, scale)], tuple(fill), shift=_SHIFT)
-        if truth["rotation"] is not None:
+        if truth.rotation is not None:
             cv2.fillPoly(canvas, [_fixed(tail, scale)], tuple(0.6 * fill), shift=_SHIFT)
         cv2.polylines(canvas, [_fixed(body, scale)], True, tuple(0.3 * fill), max(1, round(scale)), shift=_SHIFT)
     for points, thickness in _foreground(rng, objects):
@@ -203,9 +214,6 @@ def _stroke(
     canvas: MatLike, points: Points, thickness: float, scale: float, colour: tuple[float, float, float]
 ) -> None:
     cv2.polylines(canvas, [_fixed(points, scale)], False, colour, max(1, round(thickness * scale)), shift=_SHIFT)
-
-
-_SHIFT = 4  # fractional bits of the coordinates given to OpenCV
 
 
 def _fixed(points: Points, scale: float) -> npt.NDArray[np.int32]:

@@ -4,7 +4,7 @@ import io
 import math
 import struct
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, final
@@ -14,63 +14,16 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-import simplejpeg
 import xxhash
 from pydantic import BaseModel, ConfigDict
 
-from mtl.data.image import BadImage, Pixels, decode
+from mtl.data.image import BadImage, Pixels
 from mtl.data.manifest import Label, LabelCount
+from mtl.data.plan import Layout, Shard, stored, whole
 from mtl.data.source import Example
 from mtl.errors import DataError
 
-_JPEG_QUALITY = 92  # of images that are shrunk
 _TAIL_BYTES = 8  # a Parquet file ends with the length of its footer and the letters PAR1
-
-
-@final
-@dataclass(frozen=True)
-class Layout:
-    """What decides the bytes of a data set, beside its examples.
-
-    Attributes:
-        seed: of the order of rows.
-        shard_bytes, row_group_bytes: aimed at, by the size of the encoded images.
-        short_side_px: images with a longer short side are shrunk to it and encoded again; None keeps all as they are.
-    """
-
-    seed: int = 0
-    shard_bytes: int = 128 << 20
-    row_group_bytes: int = 3 << 20
-    short_side_px: int | None = None
-
-
-DEFAULT_LAYOUT = Layout()
-
-
-@final
-@dataclass(frozen=True)
-class Shard:
-    """A shard to write. Its example number i counts for the statistics if `first + i` is a multiple of `stride`."""
-
-    split: str
-    name: str
-    examples: Sequence[Example]
-    first: int
-    stride: int
-
-    @property
-    def path(self) -> str:
-        """Key of the Parquet file."""
-        return f"shards/{self.name}.parquet"
-
-    @property
-    def part(self) -> str:
-        """Key of the part, written after the file."""
-        return f"parts/{self.name}.json"
-
-    def sampled(self, number: int) -> bool:
-        """Whether example `number` of this shard counts for the statistics."""
-        return self.split == "train" and (self.first + number) % self.stride == 0
 
 
 class RowGroupRange(BaseModel):
@@ -129,30 +82,6 @@ def schema(labels: dict[str, Label]) -> pa.Schema:
             *((name, pa.int32() if whole(label) else pa.float32()) for name, label in labels.items()),
         ]
     )
-
-
-def whole(label: Label) -> bool:
-    """Whether the values of `label` are whole numbers."""
-    return label.kind in ("class", "binary")
-
-
-def stored(example: Example, short_side_px: int | None) -> tuple[bytes, Pixels]:
-    """The bytes to store for `example`, and the pixels that it decodes to: uint8 [H, W, 3].
-
-    Raises:
-        BadImage: it does not decode.
-        DataError: it can not be read.
-    """
-    data = example.read()
-    pixels = decode(data)
-    height, width = pixels.shape[:2]
-    if short_side_px is None or min(height, width) <= short_side_px:
-        return data, pixels
-    scale = short_side_px / min(height, width)
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    small = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
-    data = simplejpeg.encode_jpeg(small, quality=_JPEG_QUALITY, colorspace="RGB", colorsubsampling="420")
-    return data, decode(data)
 
 
 def write_shard(

@@ -5,32 +5,26 @@ rerun with the same plan writes only what is missing. Rows lie in the order of a
 storage have nothing in common.
 """
 
-import math
 import os
 import tempfile
 import threading
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import suppress
 from pathlib import Path
 from typing import final
 
-import xxhash
 from pydantic import ValidationError
 
 from mtl.data.files import SPLITS
-from mtl.data.image import BadImage
-from mtl.data.manifest import FOOTERS, FORMAT_VERSION, INDEX, MANIFEST, Label, Manifest
-from mtl.data.parts import Written, index, manifest
-from mtl.data.shard import DEFAULT_LAYOUT, Layout, Part, Shard, stored, whole, write_shard
+from mtl.data.manifest import FOOTERS, INDEX, MANIFEST, Label, Manifest
+from mtl.data.plan import DEFAULT_LAYOUT, Layout, Shard, check, plan_hash, shards
+from mtl.data.shard import Part, write_shard
 from mtl.data.source import Example
+from mtl.data.summary import Written, build_index, build_manifest
 from mtl.errors import DataError, NotFound
 from mtl.progress import Progress
 from mtl.store import Store
 
-_STATISTICS_IMAGES = 10_000
-_SIZED_IMAGES = 64  # read to estimate how many shards a split needs
 _DELETIONS = 16  # at once
 _SHOWN = 10
 
@@ -63,62 +57,20 @@ def write(
         DataError: an example is wrong or damaged, there is none to train on, or another data set is finished there.
         StoreError: storage failed. A rerun goes on from what is complete.
     """
-    _check(examples, labels)
-    plan = _plan(name, examples, labels, layout)
+    check(examples, labels)
+    plan = plan_hash(name, examples, labels, layout)
     if finished := _finished(store, plan, overwrite):
+        if progress:
+            progress.update(len(examples), "already there")
         return finished
     splits = sorted({example.split for example in examples}, key=SPLITS.index)
-    shards = [shard for split in splits for shard in _shards(split, examples, layout)]
+    todo = [shard for split in splits for shard in shards(split, examples, layout)]
     writing = _Writing(store, labels, layout, plan, skip_bad, progress)
-    written = writing.write(shards, workers or os.cpu_count() or 1)
-    made = manifest(name, labels, written, {**(source or {}), **_recorded(layout, written), "plan": plan})
+    parts = writing.write(todo, workers or os.cpu_count() or 1)
+    written = [(shard, part) for shard, part in zip(todo, parts, strict=True) if part.rows]
+    made = build_manifest(name, labels, written, {**(source or {}), **_recorded(layout, parts), "plan": plan})
     _finish(store, written, made)
     return made
-
-
-def _check(examples: Sequence[Example], labels: dict[str, Label]) -> None:
-    counts = Counter(example.split for example in examples)
-    if not counts["train"]:
-        raise DataError(
-            "There is nothing to train on.",
-            got=", ".join(f"{n:,} images in {split}" for split, n in counts.items()) or "no images",
-            expected="at least one image in the split train",
-        )
-    ids: set[str] = set()
-    for example in examples:
-        if example.id in ids:
-            raise DataError(f"Two images have the id {example.id}.", expected="ids that occur once")
-        ids.add(example.id)
-        for name, label in labels.items():
-            value = example.labels[name]
-            if value is not None and not _fits(value, label):
-                raise DataError(
-                    f"Label '{name}' of image {example.id} is out of range.",
-                    got=value,
-                    expected=_range(label),
-                )
-
-
-def _fits(value: float, label: Label) -> bool:
-    if whole(label):
-        return value == int(value) and 0 <= value < (len(label.classes) if label.classes else 2)
-    return math.isfinite(value) and (label.kind == "real" or 0 <= value < 2 * math.pi)
-
-
-def _range(label: Label) -> str:
-    if whole(label):
-        return f"a whole number from 0 to {len(label.classes or 'ab') - 1}"
-    return "a finite number" if label.kind == "real" else "radians in [0, 2 pi)"
-
-
-def _plan(name: str, examples: Sequence[Example], labels: dict[str, Label], layout: Layout) -> str:
-    """A hash of what decides the result; not of the images' bytes, which would have to be read."""
-    kinds = {label: labels[label].model_dump() for label in labels}
-    digest = xxhash.xxh3_128(f"{FORMAT_VERSION} {name} {layout} {kinds}".encode())
-    for example in sorted(examples, key=lambda example: example.id):
-        values = [example.labels[name] for name in labels]
-        digest.update(f"{example.id}\0{example.split}\0{values}\n".encode())
-    return digest.hexdigest()
 
 
 def _finished(store: Store, plan: str, overwrite: bool) -> Manifest | None:
@@ -140,28 +92,6 @@ def _finished(store: Store, plan: str, overwrite: bool) -> Manifest | None:
         )
     _remove(store, store.list("parts/"))
     return found
-
-
-def _shards(split: str, examples: Iterable[Example], layout: Layout) -> list[Shard]:
-    """The shards of one split: all its rows in the order of a keyed hash, cut into equal runs."""
-    keyed = ((xxhash.xxh3_64_intdigest(e.id.encode(), seed=layout.seed), e) for e in examples if e.split == split)
-    rows = [example for _, example in sorted(keyed, key=lambda pair: (pair[0], pair[1].id))]
-    count = max(1, math.ceil(len(rows) * _mean_bytes(rows[:_SIZED_IMAGES], layout) / layout.shard_bytes))
-    cuts = [len(rows) * i // count for i in range(count + 1)]
-    stride = math.ceil(len(rows) / _STATISTICS_IMAGES)
-    return [
-        Shard(split, f"{split}-{i:05d}-of-{count:05d}", rows[cuts[i] : cuts[i + 1]], cuts[i], stride)
-        for i in range(count)
-        if cuts[i] < cuts[i + 1]
-    ]
-
-
-def _mean_bytes(examples: Sequence[Example], layout: Layout) -> float:
-    sizes: list[int] = []
-    for example in examples:
-        with suppress(BadImage):  # reported when its shard is written
-            sizes.append(len(stored(example, layout.short_side_px)[0]))
-    return sum(sizes) / max(1, len(sizes))
 
 
 class _Stopped(Exception):
@@ -187,8 +117,8 @@ class _Writing:
         self._lock = threading.Lock()
         self._done = 0
 
-    def write(self, shards: Sequence[Shard], workers: int) -> list[Written]:
-        """Write what is missing; all `shards` with their parts, less those in which every image was damaged."""
+    def write(self, shards: Sequence[Shard], workers: int) -> list[Part]:
+        """Write what is missing; the parts of all `shards`."""
         existing = {*self._store.list("parts/")}
         with tempfile.TemporaryDirectory(prefix="mtl-prepare-") as folder, ThreadPoolExecutor(workers) as pool:
             try:
@@ -207,7 +137,7 @@ class _Writing:
             finally:
                 self._stop.set()
                 pool.shutdown(cancel_futures=True)
-        return [(shard, kept[shard.name]) for shard in shards if kept[shard.name].rows]
+        return [kept[shard.name] for shard in shards]
 
     def _kept(self, shard: Shard) -> Part | None:
         """The part of a shard that is complete, if it belongs to this plan."""
@@ -247,8 +177,8 @@ class _Writing:
                 self._progress.update(self._done)
 
 
-def _recorded(layout: Layout, written: Iterable[Written]) -> dict[str, str]:
-    skipped = [line for _, part in written for line in part.skipped]
+def _recorded(layout: Layout, parts: Iterable[Part]) -> dict[str, str]:
+    skipped = [line for part in parts for line in part.skipped]
     return {
         "seed": str(layout.seed),
         **({"short_side_px": str(layout.short_side_px)} if layout.short_side_px else {}),
@@ -256,12 +186,12 @@ def _recorded(layout: Layout, written: Iterable[Written]) -> dict[str, str]:
     }
 
 
-def _finish(store: Store, written: Sequence[Written], manifest: Manifest) -> None:
+def _finish(store: Store, written: Sequence[Written], made: Manifest) -> None:
     """Write index, footers and manifest, then remove what they do not mention."""
-    rows, footers = index(written)
-    store.put(INDEX, rows)
+    index, footers = build_index(written)
+    store.put(INDEX, index)
     store.put(FOOTERS, footers)
-    store.put(MANIFEST, manifest.model_dump_json(indent=1).encode())
+    store.put(MANIFEST, made.model_dump_json(indent=1).encode())
     paths = {shard.path for shard, _ in written}
     _remove(store, [key for key in store.list("shards/") if key not in paths])
     _remove(store, store.list("parts/"))

@@ -24,7 +24,9 @@ class GroupBatchNorm(nn.BatchNorm2d):
         """Normalise [n, C, H, W], n a multiple of `group_size` in training."""
         if not self.training:
             return super().forward(input)
-        assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.momentum is not None
         if input.shape[0] == self.group_size:
             return super().forward(input)
         groups = input.split(self.group_size)

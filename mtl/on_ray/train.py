@@ -47,7 +47,8 @@ def _fit(config: Config, owner: str, console: RunConsole) -> Result:
 
         def fit() -> None:
             try:
-                outcome.append(dict(trainer.fit().return_value))
+                result: Result = trainer.fit().return_value or {}
+                outcome.append(result)
             except BaseException as error:
                 outcome.append(error)
 

@@ -118,10 +118,11 @@ class S3Store:
         with self._telling(prefix) as client:
             while True:
                 page = client.list_objects_v2(Bucket=self.bucket, Prefix=top + check_prefix(self.uri, prefix), **more)
-                keys += [item["Key"].removeprefix(top) for item in page.get("Contents", [])]
+                # A key that ends in a slash is a console's stand-in for a folder.
+                found = (item["Key"] for item in page.get("Contents", []) if not item["Key"].endswith("/"))
+                keys += [key.removeprefix(top) for key in found]
                 if not page["IsTruncated"]:
-                    # A key that ends in a slash is a console's stand-in for a folder.
-                    return sorted(key for key in keys if not key.endswith("/"))
+                    return sorted(keys)
                 more = {"ContinuationToken": page["NextContinuationToken"]}
 
     def put(self, key: str, data: bytes) -> str:

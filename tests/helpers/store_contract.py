@@ -1,9 +1,11 @@
 """What every store that runs may live on must do; test modules give it a `store` fixture, empty for each test."""
 
+import itertools
 import multiprocessing
 import pickle
 import threading
 import uuid
+from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
@@ -186,27 +188,27 @@ class StoreContract:
         second = store.put_if("key", b"second", version=first)
         assert store.put_if("key", b"second", version=first) == second
 
-    @pytest.mark.parametrize("key", BAD_KEYS)
-    def test_keys_that_leave_the_folder(self, store: Store, tmp_path: Path, key: str) -> None:
+    def test_keys_that_leave_the_folder(self, store: Store, tmp_path: Path) -> None:
         (tmp_path / "source").write_bytes(b"")
-        for call in (
-            lambda: store.get(key),
-            lambda: store.get_versioned(key),
-            lambda: store.get_range(key, 0, 1),
-            lambda: store.stat(key),
-            lambda: store.put(key, b""),
-            lambda: store.put_file(key, tmp_path / "source"),
-            lambda: store.put_if(key, b"", version=None),
-            lambda: store.delete(key),
-            lambda: store.child(key),
-        ):
+        calls: tuple[Callable[[str], object], ...] = (
+            store.get,
+            store.get_versioned,
+            lambda key: store.get_range(key, 0, 1),
+            store.stat,
+            lambda key: store.put(key, b""),
+            lambda key: store.put_file(key, tmp_path / "source"),
+            lambda key: store.put_if(key, b"", version=None),
+            store.delete,
+            store.child,
+        )
+        for key, call in itertools.product(BAD_KEYS, calls):
             with pytest.raises(StoreError, match="does not name an object"):
-                call()
+                call(key)
 
-    @pytest.mark.parametrize("prefix", ["/", "/a", "../", "a/../b", "a//"])
-    def test_prefixes_that_leave_the_folder(self, store: Store, prefix: str) -> None:
-        with pytest.raises(StoreError, match="does not name an object"):
-            store.list(prefix)
+    def test_prefixes_that_leave_the_folder(self, store: Store) -> None:
+        for prefix in ("/", "/a", "../", "a/../b", "a//"):
+            with pytest.raises(StoreError, match="does not name an object"):
+                store.list(prefix)
 
     def test_child_is_a_folder_below(self, store: Store) -> None:
         child = store.child("a/b")

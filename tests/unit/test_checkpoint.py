@@ -2,7 +2,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 
@@ -10,51 +9,31 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor, nn
-from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch import nn
 
-from mtl.checkpoint import (
-    MANIFEST,
-    Checkpoint,
-    load,
-    load_newest,
-    optimizer_tensors,
-    restore_model,
-    restore_optimizer,
-    save,
-)
+from mtl.attempt import Attempt, begin_attempt, retain
+from mtl.checkpoint import MANIFEST, Checkpoint, load, load_newest, restore_model, save
 from mtl.errors import CheckpointError, StoreError
-from mtl.run import Attempt, Commit, Lease, acquire, begin_attempt, checkpoint_path, read, retain
+from mtl.lease import Lease, acquire
+from mtl.record import Commit, checkpoint_path, read
 from mtl.store import LocalStore
 from tests.helpers.memory_store import MemoryStore
+from tests.helpers.runs import die
+from tests.helpers.tensors import assert_same, small_model
 
 ROOT = Path(__file__).parents[2]
-
-
-def model(seed: int = 0) -> nn.Sequential:
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 2))
 
 
 def save_step(store: MemoryStore, step: int, attempt: int = 1) -> Commit:
     """Save a model whose weights tell the step."""
     path = checkpoint_path(step, attempt)
-    sealed = save(store, path, {"model": model(step).state_dict()}, {"step": step})
+    sealed = save(store, path, {"model": small_model(step).state_dict()}, {"step": step})
     return Commit(path=path, step=step, epoch=0, samples=step, manifest_sha256=sealed, time="")
 
 
 def assert_is_step(checkpoint: Checkpoint, step: int) -> None:
     assert checkpoint.state == {"step": step}
-    assert_same(checkpoint.files["model"], model(step).state_dict())
-
-
-def assert_same(got: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    """Bit for bit, names and types included."""
-    assert got.keys() == expected.keys()
-    for name, tensor in expected.items():
-        assert got[name].dtype == tensor.dtype
-        assert got[name].shape == tensor.shape
-        assert got[name].contiguous().view(-1).view(torch.uint8).equal(tensor.contiguous().view(-1).view(torch.uint8))
+    assert_same(checkpoint.files["model"], small_model(step).state_dict())
 
 
 def flip_one_byte(store: MemoryStore, key: str, at: int = -1) -> None:
@@ -64,15 +43,10 @@ def flip_one_byte(store: MemoryStore, key: str, at: int = -1) -> None:
 
 
 @pytest.fixture
-def store() -> MemoryStore:
-    return MemoryStore()
-
-
-@pytest.fixture
 def attempt(store: MemoryStore) -> Attempt:
     lease = acquire(store, "cats", on_wait=lambda _: None)
     assert isinstance(lease, Lease)
-    lease._closing.set()
+    die(lease)
     return begin_attempt(store, lease.owner.id)
 
 
@@ -230,8 +204,10 @@ def test_a_kill_at_any_moment_leaves_a_loadable_run(tmp_path: Path) -> None:
     """A few of the kills of the sweep in tests/integration, on real files."""
     script = (
         "import sys, torch\n"
+        "from mtl.attempt import begin_attempt, retain\n"
         "from mtl.checkpoint import save\n"
-        "from mtl.run import Commit, acquire, begin_attempt, checkpoint_path, retain\n"
+        "from mtl.lease import acquire\n"
+        "from mtl.record import Commit, checkpoint_path\n"
         "from mtl.store import open_store\n"
         "store = open_store(sys.argv[1])\n"
         "attempt = begin_attempt(store, acquire(store, 'cats', on_wait=print).owner.id)\n"
@@ -264,147 +240,17 @@ def test_a_kill_at_any_moment_leaves_a_loadable_run(tmp_path: Path) -> None:
             assert loaded.state == {"step": commit.step}
 
 
-OPTIMIZERS: dict[str, Callable[[list[dict[str, object]]], Optimizer]] = {
-    "sgd": lambda groups: SGD(groups, lr=0.1),
-    "momentum": lambda groups: SGD(groups, lr=0.1, momentum=0.9, nesterov=True),
-    "adam": lambda groups: Adam(groups, lr=1e-3, betas=(0.85, 0.995), amsgrad=True),
-    "adamw": lambda groups: AdamW(groups, lr=1e-3, foreach=False),
-    "fused": lambda groups: AdamW(groups, lr=1e-3, fused=True),
-}
-
-
-def make(kind: str, seed: int = 0, reverse: bool = False) -> tuple[nn.Sequential, Optimizer, dict[nn.Parameter, str]]:
-    net = model(seed)
-    decayed = [p for p in net.parameters() if p.ndim > 1]
-    others = [p for p in net.parameters() if p.ndim <= 1]
-    if reverse:
-        decayed, others = decayed[::-1], others[::-1]
-    groups: list[dict[str, object]] = [
-        {"params": decayed, "weight_decay": 0.1},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    return net, OPTIMIZERS[kind](groups), {p: name for name, p in net.named_parameters()}
-
-
-def take_steps(net: nn.Module, optimizer: Optimizer, seed: int, steps: int = 3) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        net(torch.randn(5, 3, 4, 4, generator=generator)).square().sum().backward()
-        optimizer.step()
-
-
-def through_storage(
-    optimizer: Optimizer, names: dict[nn.Parameter, str]
-) -> tuple[dict[str, Tensor], dict[str, object]]:
-    store = MemoryStore()
-    tensors, state = optimizer_tensors(optimizer, names)
-    loaded = load(store, "x", save(store, "x", {"optimizer": tensors}, state))
-    return loaded.files["optimizer"], loaded.state  # type: ignore[return-value]
-
-
-@pytest.mark.parametrize("reverse", [False, True], ids=["same order", "other order"])
-@pytest.mark.parametrize("kind", OPTIMIZERS)
-def test_an_optimizer_goes_on_bit_for_bit(kind: str, reverse: bool) -> None:
-    net, optimizer, names = make(kind)
-    take_steps(net, optimizer, seed=1)
-    optimizer.param_groups[0]["lr"] = 0.1 / 3
-    tensors, state = through_storage(optimizer, names)
-    weights = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-
-    other, resumed, other_names = make(kind, seed=7, reverse=reverse)
-    take_steps(other, resumed, seed=3)
-    restore_model(other, weights)
-    restore_optimizer(resumed, other_names, tensors, state)  # type: ignore[arg-type]
-    assert resumed.param_groups[0]["lr"] == 0.1 / 3
-    assert_same(optimizer_tensors(resumed, other_names)[0], optimizer_tensors(optimizer, names)[0])
-
-    take_steps(net, optimizer, seed=2)
-    take_steps(other, resumed, seed=2)
-    assert_same(other.state_dict(), net.state_dict())
-    assert_same(optimizer_tensors(resumed, other_names)[0], optimizer_tensors(optimizer, names)[0])
-
-
-@pytest.mark.parametrize("kind", OPTIMIZERS)
-def test_the_restored_state_is_torchs_own(kind: str) -> None:
-    net, optimizer, names = make(kind)
-    take_steps(net, optimizer, seed=1)
-    _, resumed, other_names = make(kind, seed=7)
-    restore_optimizer(resumed, other_names, *through_storage(optimizer, names))  # type: ignore[arg-type]
-    got, expected = resumed.state_dict(), optimizer.state_dict()
-    assert got["param_groups"] == expected["param_groups"]
-    for index, state in expected["state"].items():
-        if any(value is not None for value in state.values()):
-            assert_same(got["state"][index], state)
-
-
-@pytest.mark.parametrize("kind", OPTIMIZERS)
-def test_a_fresh_optimizer_has_no_state_and_restores_to_none(kind: str) -> None:
-    _, optimizer, names = make(kind)
-    tensors, state = through_storage(optimizer, names)
-    assert tensors == {}
-    net, used, used_names = make(kind)
-    take_steps(net, used, seed=1)
-    restore_optimizer(used, used_names, tensors, state)  # type: ignore[arg-type]
-    assert not used.state
-
-
-def test_restored_state_is_a_copy_with_the_parameters_strides() -> None:
-    net, optimizer, names = make("adam")
-    take_steps(net, optimizer, seed=1)
-    tensors, state = optimizer_tensors(optimizer, names)
-    other = model().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    groups = [{"params": [p for p in other.parameters() if (p.ndim > 1) is flag]} for flag in (True, False)]
-    resumed = Adam(groups, amsgrad=True)
-    restore_optimizer(resumed, {p: name for name, p in other.named_parameters()}, tensors, state)
-    kernel = other[0].weight
-    assert isinstance(kernel, Tensor)
-    moment = resumed.state[kernel]["exp_avg"]
-    assert moment.stride() == kernel.stride() != tensors["0.weight/exp_avg"].stride()
-    before = tensors["0.weight/exp_avg"].clone()
-    moment.zero_()
-    assert tensors["0.weight/exp_avg"].equal(before)
-
-
-def test_other_parameters_are_refused_by_name() -> None:
-    _, optimizer, names = make("adam")
-    tensors, state = optimizer_tensors(optimizer, names)
-    wide = nn.ModuleDict({f"head{i}": nn.Linear(1, 1) for i in range(4)})
-    other = Adam(wide.parameters())
-    with pytest.raises(CheckpointError) as caught:
-        restore_optimizer(other, {p: name for name, p in wide.named_parameters()}, tensors, state)
-    text = str(caught.value)
-    assert "missing: head0.bias, head0.weight, head1.bias, head1.weight, head2.bias and 3 more" in text
-    assert "unexpected: 0.bias, 0.weight, 1.bias, 1.weight, 3.bias and 1 more" in text
-
-
-def test_another_optimizer_and_other_groups_are_refused() -> None:
-    net, optimizer, names = make("adam")
-    tensors, state = optimizer_tensors(optimizer, names)
-    with pytest.raises(CheckpointError, match="another optimizer"):
-        restore_optimizer(AdamW(net.parameters()), names, tensors, state)
-    with pytest.raises(CheckpointError, match="groups its parameters differently"):
-        restore_optimizer(Adam(net.parameters()), names, tensors, state)
-
-
-def test_a_value_that_is_not_plain_is_refused() -> None:
-    net = model()
-    optimizer = Adam(net.parameters(), lr=torch.tensor(0.1), capturable=False, foreach=False)
-    with pytest.raises(CheckpointError, match="'lr' can not be saved"):
-        optimizer_tensors(optimizer, {p: name for name, p in net.named_parameters()})
-
-
 def test_a_model_is_restored_exactly(store: MemoryStore) -> None:
-    source, target = model(1), model(2)
+    source, target = small_model(1), small_model(2)
     sealed = save(store, "x", {"model": source.state_dict()}, {})
     restore_model(target, load(store, "x", sealed).files["model"])
     assert_same(target.state_dict(), source.state_dict())
 
 
 def test_another_model_is_refused_readably_and_left_alone() -> None:
-    target = model(1)
+    target = small_model(1)
     before = {name: tensor.clone() for name, tensor in target.state_dict().items()}
-    tensors = model(2).state_dict()
+    tensors = small_model(2).state_dict()
     del tensors["0.bias"]
     tensors["extra"] = torch.zeros(1)
     tensors["3.weight"] = torch.zeros(5, 16)

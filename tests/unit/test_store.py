@@ -238,6 +238,12 @@ class TestS3Faults:
             store.put_if("key", b"ours", version=None)
         assert store.get("key") == b"theirs"
 
+    def test_listing_of_several_pages(self, moto: str) -> None:
+        store = open_store(moto)
+        for key in "abcdefg":
+            store.put(key, b"")
+        assert store.list() == list("abcdefg")
+
     def test_folder_markers_of_a_console_are_not_keys(self, moto: str) -> None:
         client = boto3.client("s3")
         client.put_object(Bucket="runs", Key="a/", Body=b"")
@@ -269,7 +275,7 @@ class TestS3Faults:
 
 
 class Scripted:
-    """An HTTP server that gives prepared answers (status, S3's error code or a body, announced length) in turn."""
+    """An HTTP server of prepared answers: status, S3's error code or a body, announced length. It repeats the last."""
 
     def __init__(self, aws: pytest.MonkeyPatch) -> None:
         self.answers: list[tuple[int, str, int | None]] = []
@@ -277,7 +283,7 @@ class Scripted:
 
         class Handler(BaseHTTPRequestHandler):
             def answer(self) -> None:
-                status, text, length = script.answers.pop(0)
+                status, text, length = script.answers.pop(0) if len(script.answers) > 1 else script.answers[0]
                 body = text if status < 300 else f"<Error><Code>{text}</Code><Message>no</Message></Error>"
                 self.send_response(status)
                 self.send_header("Content-Length", str(length or len(body)))
@@ -288,10 +294,10 @@ class Scripted:
 
             do_GET = do_HEAD = do_PUT = answer
 
-            def log_message(self, *_: object) -> None: ...
+            def log_message(self, format: str, *args: object) -> None: ...
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.thread = threading.Thread(target=self.server.serve_forever)
+        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.02,))
         self.thread.start()
         aws.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{self.server.server_port}")
 
@@ -351,7 +357,7 @@ class TestS3Answers:
         assert open_store("s3://runs/a").get("key") == b"data"
 
     def test_lasting_failure_is_told(self, scripted: Scripted) -> None:
-        scripted.answers = [(503, "SlowDown", None)] * 2
+        scripted.answers = [(503, "SlowDown", None)]
         with pytest.raises(StoreError, match=r"(?s)S3 failed at s3://runs/a/key.*SlowDown") as caught:
             open_store("s3://runs/a").get("key")
         assert type(caught.value) is StoreError
@@ -361,7 +367,7 @@ class TestS3Answers:
         assert open_store("s3://runs/a").get_versioned("key") == (b"data", "tag")
 
     def test_body_cut_short_twice_is_told(self, scripted: Scripted) -> None:
-        scripted.answers = [(206, "da", 4)] * 2
+        scripted.answers = [(206, "da", 4)]
         with pytest.raises(StoreError, match=r"connection to .* failed at s3://runs/a/key"):
             open_store("s3://runs/a").get_range("key", 0, 4)
 

@@ -165,9 +165,10 @@ def test_objects_are_inside_the_frame_and_hide_little_of_each_other(samples: lis
 @settings(deadline=None, max_examples=40)
 @given(st.sampled_from(SHAPES), st.floats(0, 2 * np.pi), st.floats(20, 44), st.floats(9, 16))
 def test_a_mirrored_object_is_the_object_at_the_negated_angle(shape: str, angle: float, x: float, radius: float):
-    drawn = mask(outline(shape, angle, (x, 30), radius))
-    negated = mask(outline(shape, -angle, (64 - x, 30), radius))
-    assert overlap(drawn[:, ::-1], negated) > 0.94
+    drawn, negated = outline(shape, angle, (x, 30), radius), outline(shape, -angle, (64 - x, 30), radius)
+    mirrored = drawn * [-1, 1] + [64, 0]
+    assert np.allclose(mirrored[::-1], negated)
+    assert overlap(mask(drawn)[:, ::-1], mask(negated)) > 0.9
 
 
 def test_rotation_is_clockwise_from_upright():

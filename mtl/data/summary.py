@@ -10,14 +10,15 @@ import pyarrow.parquet as pq
 import xxhash
 
 from mtl.data.manifest import FORMAT_VERSION, INDEX_SCHEMA, Label, LabelCount, Manifest, Split, Statistics
-from mtl.data.shard import Part, Shard
+from mtl.data.plan import Shard
+from mtl.data.shard import Part
 from mtl.errors import DataError
 
 Written: TypeAlias = tuple[Shard, Part]
 
 
-def index(written: Sequence[Written]) -> tuple[bytes, bytes]:
-    """The contents of index.parquet, sorted by (split, shard, ordinal), and of footers.bin, in the order of `written`."""
+def build_index(written: Sequence[Written]) -> tuple[bytes, bytes]:
+    """The contents of index.parquet, sorted by (split, shard, ordinal), and of footers.bin."""
     footers = bytearray()
     rows: list[tuple[object, ...]] = []
     for shard, part in written:
@@ -32,7 +33,7 @@ def index(written: Sequence[Written]) -> tuple[bytes, bytes]:
     return sink.getvalue().to_pybytes(), bytes(footers)
 
 
-def manifest(name: str, labels: dict[str, Label], written: Sequence[Written], source: dict[str, str]) -> Manifest:
+def build_manifest(name: str, labels: dict[str, Label], written: Sequence[Written], source: dict[str, str]) -> Manifest:
     """The manifest of the data set `name`.
 
     Raises:
