@@ -10,12 +10,13 @@ from mtl import cli
 
 def main() -> int:
     """Parse, check, train, show."""
-    from mtl import arguments, preflight
+    from mtl import arguments, embedded, preflight
     from mtl.console import RunConsole
 
     asked = arguments.parse(sys.argv[1:])
     config, console = asked.config, RunConsole()
     console.line(f"run '{config.name}' of recipe {config.recipe} on {config.runtime}, kept in {config.storage}")
+    embedded.ensure(config)
     plan = preflight.check(config)
     for line in plan.describe(config):
         console.line(line)

@@ -1,7 +1,8 @@
 """The command line of a training job: a recipe and changes to it, or a saved configuration and changes to it."""
 
+import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
@@ -74,7 +75,20 @@ def parse(argv: list[str]) -> Arguments:
         base = _auto(rest)
     else:
         base = recipes.get(first)
-    return tyro.cli(Arguments, default=Arguments(base), args=rest, prog=f"train.py {first}")
+    asked = tyro.cli(Arguments, default=Arguments(base), args=rest, prog=f"train.py {first}")
+    at_home = {name: anchored(getattr(asked.config, name)) for name in ("data", "storage")}
+    return replace(asked, config=asked.config.model_copy(update=at_home))
+
+
+def anchored(address: str) -> str:
+    """`address`, made absolute if it is a relative folder, so that it means the same to every worker.
+
+    A submitted job runs in a copy of its working directory that Ray deletes; its folders belong below ~/mtl instead.
+    """
+    if "://" in address:
+        return address
+    submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    return str((Path.home() / "mtl" if submitted else Path.cwd()) / Path(address).expanduser())
 
 
 def _auto(rest: list[str]) -> Config:

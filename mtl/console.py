@@ -2,6 +2,7 @@
 
 import sys
 import time
+from pathlib import Path
 from typing import Any, TextIO, final
 
 from rich.console import Console
@@ -51,7 +52,7 @@ class RunConsole:
 
     def conclude(self, config: Config, result: dict[str, Any]) -> int:
         """The end of a job: its tables, where the run is, what to do next. Returns the exit status."""
-        run = f"{config.storage.rstrip('/')}/{config.name}"
+        run = f"{config.storage.rstrip('/')}/{config.name}".removeprefix(f"{Path.cwd()}/")
         if result["status"] == "stopped":
             self.line(f"stopped after step {result['steps']:,}, committed; rerun the same command to go on")
             return 143

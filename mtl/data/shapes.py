@@ -52,13 +52,16 @@ class Sample:
 
 def draw(index: int, *, seed: int = 0, size_px: int = 64) -> Sample:
     """Sample `index` of the endless sequence `seed`; both are in [0, 2^64)."""
-    rng = np.random.Generator(np.random.Philox(key=np.array([seed, index], np.uint64)))
-    truth = _truth(rng)
-    values: dict[str, Value] = dict(vars(truth))
-    deleted = rng.random(len(values)) < _MISSING
-    labels = {name: None if gone else value for (name, value), gone in zip(values.items(), deleted, strict=True)}
+    rng = _generator(index, seed)
+    truth, labels = _labelled(rng)
     objects = _arrange(rng, truth)
-    return Sample(_paint(rng, objects, truth, size_px), labels, values, tuple(each.body for each in objects))
+    image = _paint(rng, objects, truth, size_px)
+    return Sample(image, labels, dict(vars(truth)), tuple(each.body for each in objects))
+
+
+def labels(index: int, *, seed: int = 0) -> dict[str, Value]:
+    """The labels of sample `index`, without drawing it."""
+    return _labelled(_generator(index, seed))[1]
 
 
 def outline(shape: str, rotation: float, centre: tuple[float, float], radius: float) -> Points:
@@ -83,6 +86,17 @@ class _Truth:
     count: int  # an id: one less than the number of objects
     rotation: float | None
     touching: int
+
+
+def _generator(index: int, seed: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(key=np.array([seed, index], np.uint64)))
+
+
+def _labelled(rng: np.random.Generator) -> tuple[_Truth, dict[str, Value]]:
+    truth = _truth(rng)
+    deleted = rng.random(len(LABELS)) < _MISSING
+    values = zip(vars(truth).items(), deleted, strict=True)
+    return truth, {name: None if gone else value for (name, value), gone in values}
 
 
 def _truth(rng: np.random.Generator) -> _Truth:

@@ -23,7 +23,7 @@ from mtl.data.files import SPLITS, Images
 from mtl.data.labels import Derivation, Value, check_name, encode, sort_classes
 from mtl.data.manifest import Label, LabelKind
 from mtl.data.shapes import LABELS as SHAPES_LABELS
-from mtl.data.shapes import draw
+from mtl.data.shapes import draw, labels
 from mtl.errors import DataError
 
 _SHAPES_SPLITS = {"val": 1 / 14, "test": 1 / 14}
@@ -150,7 +150,7 @@ def shapes(images: int, seed: int = 0) -> Source:
         Example(
             id=name,
             split=split.get(name, "train"),
-            labels=draw(index, seed=seed).labels,
+            labels=labels(index, seed=seed),
             read=partial(_drawing, index, seed),
         )
         for index, name in enumerate(ids)

@@ -1,5 +1,6 @@
 """Joining a cluster, and what it must have."""
 
+import logging
 import os
 
 import ray
@@ -29,7 +30,7 @@ def join(config: Config) -> None:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
-        ray.init(address=config.resources.address, log_to_driver=False, include_dashboard=None)
+        ray.init(address=config.resources.address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError) as error:
         raise ResourceError(
             "The Ray cluster can not be reached.",

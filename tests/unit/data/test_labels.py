@@ -85,7 +85,10 @@ OBJECTS = Label(kind="class", classes=("cat", "car", "eel"))
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("kind.csv", "old,new\ncat,animal\ncar, vehicle\nfox,animal\n"), ("kind.json", '{"cat": "animal", "car": "vehicle"}')],
+    [
+        ("kind.csv", "old,new\ncat,animal\ncar, vehicle\nfox,animal\n"),
+        ("kind.json", '{"cat": "animal", "car": "vehicle"}'),
+    ],
 )
 def test_a_coarser_label(tmp_path: Path, name: str, content: str) -> None:
     (tmp_path / name).write_text(content)
