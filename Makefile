@@ -31,9 +31,8 @@ help: ## list the targets (the default)
 	@sed -n 's/^\([a-z]*\):.*## /\1	/p' Makefile | while IFS='	' read -r target text; do \
 	  printf '  make %-6s %s\n' "$$target" "$$text"; done
 
-demo: $(INSTALLED) ## make the small `shapes` data set and train on it, no GPU needed
-	$(VENV_PYTHON) jobs/prepare.py shapes data/shapes
-	$(VENV_PYTHON) jobs/train.py shapes --data data/shapes --storage runs
+demo: $(INSTALLED) ## draw the small `shapes` data set and train five tasks on it with Ray: no GPU, four minutes
+	$(VENV_PYTHON) jobs/train.py shapes
 
 test: $(INSTALLED) ## run the tests; with MARK= the slow ones too
 	$(VENV_PYTHON) -m pytest -m "$(MARK)"

@@ -16,7 +16,7 @@ import tyro
 from tyro.conf import OmitArgPrefixes, UseAppendAction
 
 from mtl import cli
-from mtl.data.options import Options
+from mtl.data.options import SHAPES_IMAGES, Options
 
 if TYPE_CHECKING:
     from mtl.data.source import Source
@@ -56,7 +56,7 @@ def table(
     _write(found, dest, options, str(csv))
 
 
-def shapes(dest: str, /, options: OmitArgPrefixes[Options], images: int = 14_000) -> None:
+def shapes(dest: str, /, options: OmitArgPrefixes[Options], images: int = SHAPES_IMAGES) -> None:
     """Drawings with five different labels on each image: made here, nothing to download.
 
     Args:

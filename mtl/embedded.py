@@ -6,7 +6,7 @@ from mtl import recipes
 from mtl.arguments import anchored
 from mtl.config import Config
 from mtl.data.manifest import MANIFEST
-from mtl.data.options import Options
+from mtl.data.options import SHAPES_IMAGES, Options
 from mtl.errors import NotFound
 from mtl.store import open_store
 
@@ -23,10 +23,6 @@ def ensure(config: Config) -> None:
 
         options = Options(shard_mib=8)
         prepare(source.shapes(SHAPES_IMAGES), config.data, options, "shapes, seed 0", _say)
-
-
-SHAPES_IMAGES = 12_000
-"""As many as `jobs/prepare.py shapes` draws by default."""
 
 
 def _say(text: str) -> None:
