@@ -235,7 +235,7 @@ def _contradictions(config: Config) -> Iterator[str]:
         if task.crop == "refuse" and augment.crop == "resized":
             yield f"augment.crop=resized would falsify task '{name}' (crop=refuse): use none or padded"
         if task.colour == "refuse" and recolours:
-            yield f"augment.brightness, contrast or saturation would falsify task '{name}' (colour=refuse): set them to 0"
+            yield f"augment.brightness, contrast, saturation would falsify task '{name}' (colour=refuse): set them to 0"
 
 
 def load(path: Path) -> Config:

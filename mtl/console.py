@@ -73,8 +73,8 @@ def progress_line(event: dict[str, Any]) -> str:
     losses = "  ".join(f"{task} {loss:.3f}" for task, loss in event["loss"].items())
     bad = "".join(f"  {name} {event[name]}" for name in ("skipped", "quarantined") if event[name])
     return (
-        f"step {event['step']:,}/{event['steps']:,}  epoch {event['epoch']:.2f}  {event['images_per_s']:,.0f} images/s  "
-        f"data wait {event['data_wait']:.0%}  lr {event['lr']:.2g}  loss: {losses}{bad}  {clock(event['eta_s'])} left"
+        f"step {event['step']:,}/{event['steps']:,}  epoch {event['epoch']:.2f}  "
+        f"{event['images_per_s']:,.0f} images/s  data wait {event['data_wait']:.0%}  lr {event['lr']:.2g}  loss: {losses}{bad}  {clock(event['eta_s'])} left"
     )
 
 
