@@ -19,16 +19,15 @@ def evaluate(run: str, /, split: str = "test", data: str | None = None, json: Pa
     """
     from json import dumps
 
+    from mtl import preflight
     from mtl.console import RunConsole
 
     console = RunConsole()
     console.line(f"evaluating {run} on {split}")
+    saved = preflight.check_saved(run, split, data)
     from mtl.evaluation import evaluate_run
 
-    warnings: list[str] = []
-    found = evaluate_run(run, split, data, warnings)
-    for warning in warnings:
-        console.line(warning)
+    found = evaluate_run(saved, split, console.line)
     console.table(f"{split}: {found.rows:,} rows, commit of step {found.commit.step:,}", found.metrics)
     if json is not None:
         json.write_text(dumps({"step": found.commit.step, "rows": found.rows, "metrics": found.metrics}, indent=1))

@@ -10,7 +10,7 @@ from mtl import cli
 
 def main() -> int:
     """Parse, check, train, show."""
-    from mtl import arguments, embedded, preflight
+    from mtl import arguments, embedded, preflight, session
     from mtl.console import RunConsole
 
     asked = arguments.parse(sys.argv[1:])
@@ -28,12 +28,15 @@ def main() -> int:
         console.line(f"wrote {asked.preview}")
         return 0
 
+    if plan.record is not None and plan.record.status == "finished":
+        return console.conclude(config, session.already(plan.record, console))
     if config.runtime == "ray":
+        console.line("joining Ray")
         from mtl.on_ray.train import train
     else:
+        console.line("loading torch")
         from mtl.local import train
-    result = train(config, plan, console)
-    return console.conclude(config, result)
+    return console.conclude(config, train(config, console))
 
 
 if __name__ == "__main__":

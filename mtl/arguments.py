@@ -3,7 +3,6 @@
 import os
 import sys
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
 
@@ -67,10 +66,16 @@ def parse(argv: list[str]) -> Arguments:
         sys.stdout.write(_HELP.format(recipes=listed))
         sys.exit(0)
     first, rest = argv[0], argv[1:]
-    if first == "--config":
-        if not rest:
-            raise ConfigError("--config needs a file.", expected="a config.yaml saved by a run, or your own")
-        base, rest = configs.load(Path(rest[0])), rest[1:]
+    if first.startswith("--config"):
+        path = given("--config", argv)
+        if path is None:
+            raise ConfigError(
+                "--config needs a file.",
+                got=" ".join(argv),
+                expected="train.py --config FILE",
+                do="name a config.yaml that a run saved, or one of your own",
+            )
+        base, rest = configs.load(Path(path)), argv[1:] if "=" in first else argv[2:]
     elif first == "auto":
         base = _auto(rest)
     else:
@@ -91,16 +96,30 @@ def anchored(address: str) -> str:
     return str((Path.home() / "mtl" if submitted else Path.cwd()) / Path(address).expanduser())
 
 
+def given(flag: str, argv: list[str]) -> str | None:
+    """The value of `flag` in `argv`, None if it is not there."""
+    for at, text in enumerate(argv):
+        if text == flag:
+            return argv[at + 1] if at + 1 < len(argv) else None
+        if text.startswith(f"{flag}="):
+            return text.removeprefix(f"{flag}=")
+    return None
+
+
 def _auto(rest: list[str]) -> Config:
-    given = dict(pairwise(rest))
-    if "--data" not in given:
+    data = given("--data", rest)
+    if data is None:
         raise ConfigError(
-            "auto needs a data set.", expected="train.py auto --data URI", do="write one: jobs/prepare.py"
+            "The recipe auto needs a data set.",
+            got=" ".join(["auto", *rest]),
+            expected="train.py auto --data URI",
+            do="write a data set with jobs/prepare.py, and name its address",
         )
-    data = given["--data"]
-    config = recipes.auto(data, Manifest.load(open_store(data)))
+    config = recipes.auto(data, Manifest.load(open_store(anchored(data))))
     path = Path(f"{config.name}.yaml")
-    if not path.exists():
-        path.write_text(config.to_yaml())
+    if path.exists():
+        sys.stdout.write(f"{path} is already there and stays as it is; to train with it: --config {path}\n")
+    else:
+        path.write_text(config.to_yaml(), encoding="utf-8")
         sys.stdout.write(f"wrote {path}: edit it and train with: python jobs/train.py --config {path}\n")
     return config

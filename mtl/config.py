@@ -10,10 +10,18 @@ Every field has a role, which says what a resumed run may change:
 import difflib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
 
 from mtl.errors import ConfigError
 
@@ -35,16 +43,21 @@ def _placement(default: Any, help: str, **limits: Any) -> Any:
     return Field(default, description=help, json_schema_extra={"role": "placement"}, **limits)
 
 
+_WHOLE = "whole"  # context of a validation that begins at the root, and so knows every key's path
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @model_validator(mode="wrap")
     @classmethod
-    def _readable(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+    def _readable(cls, values: Any, handler: ModelWrapValidatorHandler[Self], info: ValidationInfo) -> Self:
         # A ConfigError is no ValidationError, so it reaches the user as it is through pydantic and tyro alike.
         try:
             return handler(values)
         except ValidationError as error:
+            if info.context == _WHOLE:
+                raise
             raise _invalid(cls, error) from error
 
 
@@ -65,12 +78,20 @@ class Task(_Strict):
     @model_validator(mode="after")
     def _fits_kind(self) -> Self:
         if self.flip == "negate" and self.kind not in ("circular", "regression"):
-            raise ConfigError(f"flip=negate needs a task of kind circular or regression, got {self.kind}")
+            raise self._misplaced("flip=negate", "circular or regression")
         if self.label_smoothing and self.kind != "multiclass":
-            raise ConfigError(f"label_smoothing is for multiclass tasks, got kind {self.kind}")
+            raise self._misplaced("label_smoothing", "multiclass")
         if self.classes is not None and self.kind != "multiclass":
-            raise ConfigError(f"classes is for multiclass tasks, got kind {self.kind}")
+            raise self._misplaced("classes", "multiclass")
         return self
+
+    def _misplaced(self, option: str, kinds: str) -> ConfigError:
+        return ConfigError(
+            f"{option} does not fit the kind of the task with label '{self.label}'.",
+            got=f"kind {self.kind}",
+            expected=f"kind {kinds}",
+            do=f"change the kind, or leave {option} out",
+        )
 
 
 class Augment(_Strict):
@@ -91,13 +112,20 @@ class Augment(_Strict):
 
     @model_validator(mode="after")
     def _ranges(self) -> Self:
-        low, high = self.crop_scale
-        if not 0 < low <= high <= 1:
-            raise ConfigError(f"crop_scale must satisfy 0 < low <= high <= 1, got {self.crop_scale}")
-        if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
-            raise ConfigError(f"crop_ratio must satisfy 0 < low <= high, got {self.crop_ratio}")
+        scale, ratio = self.crop_scale, self.crop_ratio
+        if not 0 < scale[0] <= scale[1] <= 1:
+            raise ConfigError(
+                "augment.crop_scale is no range.", got=scale, expected="low and high, 0 < low <= high <= 1"
+            )
+        if not 0 < ratio[0] <= ratio[1]:
+            raise ConfigError("augment.crop_ratio is no range.", got=ratio, expected="low and high, 0 < low <= high")
         if self.eval_resize_px < self.size_px:
-            raise ConfigError(f"eval_resize_px ({self.eval_resize_px}) must be at least size_px ({self.size_px})")
+            raise ConfigError(
+                "augment.eval_resize_px is smaller than what the model sees.",
+                got=self.eval_resize_px,
+                expected=f"at least augment.size_px = {self.size_px}",
+                do="set both: --augment.size-px and --augment.eval-resize-px",
+            )
         return self
 
 
@@ -194,7 +222,12 @@ class Config(_Strict):
     def _cross(self) -> Self:
         problems = list(_contradictions(self))
         if problems:
-            raise ConfigError("The configuration contradicts itself.", got=_listed(problems))
+            raise ConfigError(
+                "The configuration contradicts itself.",
+                got=_listed(problems),
+                expected="values that fit each other",
+                do="change one value of each line",
+            )
         return self
 
     def to_yaml(self) -> str:
@@ -245,9 +278,19 @@ def load(path: Path) -> Config:
         ConfigError: the file is missing, is not YAML, or does not fit the schema.
     """
     try:
-        return parse(path.read_text())
-    except OSError as error:
-        raise ConfigError(f"The configuration {path} can not be read: {error.strerror}.") from error
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"The configuration {path} can not be read.",
+            got=error.strerror if isinstance(error, OSError) else str(error),
+            expected="a text file: YAML in UTF-8",
+            do="name a config.yaml that a run saved, or one of your own",
+        ) from error
+    try:
+        return parse(text)
+    except ConfigError as error:
+        what = f"{path}: {error.what}"
+        raise ConfigError(what, got=error.got, expected=error.expected, do=error.do) from error
 
 
 def parse(text: str) -> Config:
@@ -257,26 +300,57 @@ def parse(text: str) -> Config:
         ConfigError: it is not YAML, or does not fit the schema.
     """
     try:
-        return Config.model_validate(yaml.safe_load(text))
+        values = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"The configuration is not YAML: {error}") from error
+        raise ConfigError(
+            "The configuration is not YAML.",
+            got=" ".join(str(error).split()),
+            expected="keys and values, as in the config.yaml of a run",
+            do="mend that line",
+        ) from error
+    if not isinstance(values, dict):
+        raise ConfigError(
+            "The configuration holds no keys.",
+            got=f"{type(values).__name__}: {str(values)[:60]}",
+            expected="keys and values, as in the config.yaml of a run",
+            do="name another file, or write the keys",
+        )
+    try:
+        return Config.model_validate(values, context=_WHOLE)
+    except ValidationError as error:
+        raise _invalid(Config, error) from error
 
 
 def _invalid(model: type[BaseModel], error: ValidationError) -> ConfigError:
     section = "" if model is Config else f"{model.__name__.lower()}."
-    problems: list[str] = []
+    got: list[str] = []
+    expected: list[str] = []
     for item in error.errors():
-        where = section + ".".join(str(part) for part in item["loc"])
+        where = section + ".".join(map(str, item["loc"]))
         if item["type"] == "extra_forbidden":
-            valid = list(model.model_fields)
+            valid = _keys(model, item["loc"][:-1])
             near = difflib.get_close_matches(str(item["loc"][-1]), valid, n=1)
-            hint = f" (did you mean {near[0]}?)" if near else ""
-            problems.append(f"{where} is not a key{hint}; valid keys: {', '.join(valid)}")
+            got.append(f"{where}: no such key" + (f"; did you mean {near[0]}?" if near else ""))
+            expected.append(f"one of {', '.join(valid)}")
         elif item["type"] == "missing":
-            problems.append(f"{where} is missing")
+            got.append(f"{where} is missing")
+            expected.append(f"a value for {where}")
         else:
-            problems.append(f"{where}: {item['msg']}, got {item.get('input')!r}")
-    return ConfigError("The configuration is not valid.", got=_listed(problems))
+            got.append(f"{where}: {item.get('input')!r}")
+            expected.append(f"{where}: {item['msg'].removeprefix('Input should be ')}")
+    return ConfigError(
+        "The configuration is not valid.",
+        got=_listed(got),
+        expected=_listed(expected),
+        do="python jobs/train.py RECIPE --help explains every key",
+    )
+
+
+def _keys(model: Any, path: tuple[int | str, ...]) -> list[str]:
+    """The keys of the section at `path` below `model`."""
+    for part in path:
+        model = get_args(model)[1] if get_origin(model) is dict else model.model_fields[part].annotation
+    return list(model.model_fields)
 
 
 def _listed(problems: list[str]) -> str:

@@ -73,9 +73,15 @@ def progress_line(event: dict[str, Any]) -> str:
     losses = "  ".join(f"{task} {loss:.3f}" for task, loss in event["loss"].items())
     bad = "".join(f"  {name} {event[name]}" for name in ("skipped", "quarantined") if event[name])
     return (
-        f"step {event['step']:,}/{event['steps']:,}  epoch {event['epoch']:.2f}  "
-        f"{event['images_per_s']:,.0f} images/s  data wait {event['data_wait']:.0%}  lr {event['lr']:.2g}  loss: {losses}{bad}  {clock(event['eta_s'])} left"
+        f"step {event['step']:,}/{event['steps']:,}  {clock(event['eta_s'])} left  epoch {event['epoch']:.2f}  "
+        f"{event['images_per_s']:,.0f} images/s  data wait {event['data_wait']:.0%}  lr {event['lr']:.2g}  "
+        f"loss: {losses}{bad}"
     )
+
+
+def counted(n: int, unit: str) -> str:
+    """`n` and its unit: 1 step, 1,200 steps."""
+    return f"{n:,} {unit}" + ("" if n == 1 else "s")
 
 
 def clock(seconds: float) -> str:
@@ -99,4 +105,4 @@ def _cell(name: str, value: float | None) -> str:
         return f"{int(value):,}"
     if name == "error_degrees":
         return f"{value:.1f}°"
-    return f"{value:.3g}" if name in ("mae", "rmse") else f"{100 * value:.1f} %"
+    return f"{value:.3g}" if name in ("mae", "rmse", "r2") else f"{100 * value:.1f} %"

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from mtl.attempt import begin_attempt, retain
-from mtl.balancing import Static
+from mtl.balancing import Balancer, Static
 from mtl.checkpoint import load_newest, restore_model, save
 from mtl.config import Config
 from mtl.data.colour import Standardise
@@ -66,13 +66,14 @@ class Job:
         model = build_model(config, self.specs, self.dtype).to(runtime.device)
         optimizer = build_optimizer(model, config.optimizer)
         self.names = {parameter: name for name, parameter in model.named_parameters()}
-        position = self._resume(model, optimizer, order)
+        balancer = Static([spec.weight for spec in self.specs])
+        position = self._resume(model, optimizer, balancer, order)
         trainee = Trainee(
             model=model,
             parallel=runtime.parallel(model),
             optimizer=optimizer,
             specs=self.specs,
-            balancer=Static([spec.weight for spec in self.specs]),
+            balancer=balancer,
             standardise=Standardise(self.manifest.statistics, config.augment, runtime.device, self.dtype),
             steps_per_epoch=order.steps,
             micro_batch=self._micro_batch(),
@@ -119,7 +120,9 @@ class Job:
             return max(limit // group, 1) * group
         return limit
 
-    def _resume(self, model: nn.Module, optimizer: torch.optim.Optimizer, order: Order) -> Position:
+    def _resume(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, balancer: Balancer, order: Order
+    ) -> Position:
         # Every rank reads the same list: nobody can commit before all ranks have begun.
         record = self.attempt.record if self.attempt else read(self.store)
         self.damaged: tuple[Commit, ...] = ()
@@ -140,6 +143,7 @@ class Job:
             restore_model(model, saved.files["model"])
             state: Any = saved.state
             restore_optimizer(optimizer, self.names, saved.files["optimizer"], state["optimizer"])
+            balancer.load_state_dict(state["balancer"])
             self.evaluations = state["evaluations"]
             step = commit.step
             first = self.runtime.rank == 0

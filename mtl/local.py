@@ -1,20 +1,19 @@
 """Training without Ray: this process alone, or the processes that torchrun started."""
 
-from typing import Any
-
 import torch
 import torch.distributed as dist
 
 from mtl.config import Config
 from mtl.console import RunConsole
-from mtl.errors import ConfigError
-from mtl.job import Job
-from mtl.preflight import Plan
+from mtl.errors import ConfigError, RunError
+from mtl.job import Job, Result
+from mtl.record import read
 from mtl.runtime import LocalRuntime
 from mtl.session import train as owned
+from mtl.store import open_store
 
 
-def train(config: Config, plan: Plan, console: RunConsole) -> dict[str, Any]:
+def train(config: Config, console: RunConsole) -> Result:
     """Train in this process; under torchrun, rank 0 owns the run and the others follow."""
     threads = config.resources.cpus_per_worker if dist.is_torchelastic_launched() else torch.get_num_threads()
     with LocalRuntime(gpu=config.resources.gpu, threads=threads, listen=console) as runtime:
@@ -25,9 +24,39 @@ def train(config: Config, plan: Plan, console: RunConsole) -> dict[str, Any]:
                 got=f"{runtime.world_size} processes, {groups} groups",
                 do="start another number of processes, or choose another model.batch_norm",
             )
-        if runtime.rank == 0:
-            return owned(config, plan, console, lambda owner: Job(config, runtime, runtime.share(owner)).run())
-        return Job(config, runtime, runtime.share("")).run()
+        return lead(config, console, runtime) if runtime.rank == 0 else follow(config, runtime)
+
+
+def lead(
+    config: Config, console: RunConsole, runtime: LocalRuntime, dtype: torch.dtype = torch.float32
+) -> Result:
+    """Rank 0's part: own the run, tell the others under which id, train."""
+    told = False
+
+    def launch(owner: str) -> Result:
+        nonlocal told
+        told = True
+        return Job(config, runtime, runtime.share(owner), dtype).run()
+
+    try:
+        return owned(config, console, launch)
+    finally:
+        if not told:
+            runtime.share("")  # there is nothing to train: the others must not wait for ever
+
+
+def follow(config: Config, runtime: LocalRuntime, dtype: torch.dtype = torch.float32) -> Result:
+    """The part of every other rank: train if rank 0 does, else end as it did.
+
+    Raises:
+        RunError: rank 0 could not begin.
+    """
+    if owner := runtime.share(""):
+        return Job(config, runtime, owner, dtype).run()
+    record = read(open_store(config.storage).child(config.name))
+    if record is not None and record.status == "finished":
+        return dict(record.result or {})
+    raise RunError(f"Rank 0 could not begin the run '{config.name}'.", do="see its message")
 
 
 def solitary(gpu: bool = False) -> LocalRuntime:

@@ -26,7 +26,7 @@ from mtl.errors import DataError, MtlError
 from mtl.optim import learning_rate
 from mtl.runtime import Runtime
 from mtl.tasks import TaskSpec
-from mtl.trainee import Position, Trainee, settle
+from mtl.trainee import Position, RunningStatistics, Trainee, settle
 
 BAD_STEPS = 10
 """Consecutive steps without a finite gradient after which training stops."""
@@ -55,10 +55,10 @@ def train_step(trainee: Trainee, batch: Batch, counts: Tensor, world_size: int, 
     """
     model, optimizer = trainee.parallel, trainee.optimizer
     weights = trainee.balancer.weights(TaskStats(counts, batch.step)).to(device)
-    share = weights * world_size / counts.clamp(min=1).to(device, weights.dtype)
+    share = weights.double() * world_size / counts.clamp(min=1).to(device)
     images, labels = torch.from_numpy(batch.images), _labels(batch, device)
     colour = torch.from_numpy(batch.colour)
-    buffers = trainee.buffers()
+    statistics = RunningStatistics(trainee.model)
     losses = torch.zeros(len(trainee.specs), dtype=torch.float64, device=device)
 
     optimizer.zero_grad(set_to_none=True)
@@ -69,17 +69,21 @@ def train_step(trainee: Trainee, batch: Batch, counts: Tensor, world_size: int, 
         with nullcontext() if last or not isinstance(model, DistributedDataParallel) else model.no_sync():
             outputs = model(trainee.standardise(images[part].to(device), colour[part].to(device)))
             sums = torch.stack([spec.loss(outputs[spec.name], labels[spec.name][part]) for spec in trainee.specs])
-            (sums * share.to(sums.dtype)).sum().backward()
+            loss = (sums * share.to(sums.dtype)).sum()
+            # Times one; but a loss that is not finite gets a gradient that is not, so that every rank hears of it.
+            (loss * (1 + 0 * loss.detach())).backward()
             losses += sums.detach().double()
+        statistics.gather(len(images[part]) / len(images))
 
     trained = [p for p in trainee.model.parameters() if p.grad is not None]
     norm = nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
     if not bool(norm.isfinite()):
-        trainee.restore_buffers(buffers)
+        statistics.undo()
         return None
     if trainee.clip_norm is not None:
         nn.utils.clip_grads_with_norm_(trained, trainee.clip_norm, norm)
     optimizer.step()
+    statistics.keep()
     return losses
 
 
@@ -226,7 +230,7 @@ def _progress(
         "steps": steps,
         "epoch": position.step / trainee.steps_per_epoch,
         "lr": rate,
-        "loss": {spec.name: round(loss, 6) for spec, loss in zip(trainee.specs, losses.tolist(), strict=True)},
+        "loss": dict(zip((spec.name for spec in trainee.specs), losses.tolist(), strict=True)),
         "images_per_s": window.samples / seconds,
         "data_wait": window.waited_s / seconds,
         "skipped": position.skipped,

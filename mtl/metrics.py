@@ -5,6 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+_ROUNDING = 1e-12  # of a difference of sums of squares, relative to them
+
 
 def confusion(label: Tensor, predicted: Tensor, classes: int) -> Tensor:
     """Counts [classes, classes] int64: rows are labels, columns predictions. Both arguments int64 [n]."""
@@ -68,10 +70,11 @@ def regression(sums: Mapping[str, Tensor]) -> dict[str, float]:
     """Mean absolute error, root mean squared error, and R2 (0 where the labels do not vary)."""
     n = sums["n"]
     spread = sums["label_squared"] - _ratio(sums["label"].square(), n)
+    varies = bool(spread > _ROUNDING * sums["label_squared"])
     return {
         "mae": _ratio(sums["absolute"], n).item(),
         "rmse": _ratio(sums["squared"], n).sqrt().item(),
-        "r2": (1 - _ratio(sums["squared"], spread)).item() if spread > 0 else 0.0,
+        "r2": (1 - _ratio(sums["squared"], spread)).item() if varies else 0.0,
     }
 
 

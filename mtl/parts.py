@@ -4,6 +4,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd  # pyright: ignore[reportPrivateUsage]
+from torchvision.ops import StochasticDepth
 
 from mtl.config import Config
 from mtl.data.colour import Standardise
@@ -110,8 +112,8 @@ def rank_invariant(config: Config, model: nn.Module) -> str | None:
     """Why the result depends on the number of workers, or None if it does not."""
     if has_batch_norm(model) and config.model.batch_norm == "local":
         return "model.batch_norm=local: statistics are each worker's own, so results depend on the number of workers"
-    if config.model.dropout:
-        return "model.dropout: each worker drops other units, so results depend on the number of workers"
+    if any(isinstance(module, _DropoutNd | StochasticDepth) and module.p > 0 for module in model.modules()):
+        return "dropout: each worker drops other units, so results depend on the number of workers"
     return None
 
 

@@ -1,13 +1,15 @@
 """What can be checked before torch and Ray are imported: the data set, its labels, the arithmetic, the run's past."""
 
+import os
 from dataclasses import dataclass
 
 import numpy as np
 
 from mtl.config import Config, Task, differences, parse
+from mtl.console import counted
 from mtl.data.manifest import Index, LabelKind, Manifest
 from mtl.data.order import Order
-from mtl.errors import CheckpointError, ConfigError, DataError, NotFound
+from mtl.errors import CheckpointError, ConfigError, DataError, NotFound, RunError
 from mtl.record import Record, read
 from mtl.store import Store, open_store
 
@@ -21,23 +23,29 @@ _FITS: dict[str, tuple[LabelKind, ...]] = {
 
 @dataclass(frozen=True)
 class Plan:
-    """What the checks found: the data set, the order of its training split, and the run's record if it has one."""
+    """What the checks found.
+
+    The data set, the order of its training split, the run's record if it has one, and what changed since it began:
+    (old, new) by field.
+    """
 
     manifest: Manifest
     order: Order
     record: Record | None
+    changed: dict[str, tuple[object, object]]
     resident_bytes: int
     balance: float
 
     def describe(self, config: Config) -> list[str]:
         """The arithmetic of the run, for people."""
-        order, workers = self.order, config.resources.workers
+        order, workers = self.order, world_size(config)
         return [
             f"data     {self.manifest.name}: {order.n:,} training images, {len(self.manifest.labels)} labels",
-            f"batch    {config.global_batch} = {workers} workers x {config.global_batch // workers}; "
-            f"{order.steps:,} steps an epoch, {order.steps * config.epochs:,} in all",
-            f"order    {order.order_id}: {order.lanes} lanes, balance {self.balance:.0%}, "
-            f"read-ahead at most {self.resident_bytes / 1e6:,.0f} MB a worker",
+            f"batch    {config.global_batch} = {counted(workers, 'worker')} x {config.global_batch / workers:g}; "
+            f"{counted(order.steps, 'step')} an epoch, {order.steps * config.epochs:,} in all",
+            f"order    {order.order_id}: {counted(order.lanes, 'lane')}, balance {self.balance:.0%}, "
+            f"read-ahead at most {self.resident_bytes / 1e6:,.1f} MB a worker",
+            *(f"changed  {name}: {old} -> {new}" for name, (old, new) in self.changed.items()),
         ]
 
 
@@ -65,15 +73,68 @@ def check(config: Config) -> Plan:
     if resident > config.loader.memory_gb * 1e9:
         raise ConfigError(
             "The read-ahead does not fit into memory.",
-            got=f"{resident / 1e9:.1f} GB on one of {config.resources.workers} workers",
+            got=f"{resident / 1e9:.1f} GB on one of {counted(world_size(config), 'worker')}",
             expected=f"at most loader.memory_gb = {config.loader.memory_gb}",
             do="lower order.block_row_groups, use more workers, or raise loader.memory_gb",
         )
     run = open_store(config.storage).child(config.name)
     record = read(run)
-    if record is not None and record.status != "finished":
-        check_resumable(run, config)
-    return Plan(manifest, order, record, resident, balance)
+    unfinished = record is not None and record.status != "finished"
+    changed = check_resumable(run, config) if unfinished else {}
+    return Plan(manifest, order, record, changed, resident, balance)
+
+
+@dataclass(frozen=True)
+class SavedRun:
+    """A run that has committed, and the data set to evaluate it on."""
+
+    config: Config
+    record: Record
+    store: Store
+    data: Store
+    manifest: Manifest
+
+
+def check_saved(uri: str, split: str, data: str | None = None) -> SavedRun:
+    """The run at `uri`, if it can be evaluated on `split`.
+
+    Args:
+        data: another address of the data set than the run's own.
+
+    Raises:
+        RunError: there is no run, or it has not committed yet.
+        DataError, ConfigError: the data set or the split is missing, or does not fit the run's tasks.
+        StoreError: storage can not be read.
+    """
+    store = open_store(uri)
+    record = read(store)
+    try:
+        config = parse(store.get("config.yaml").decode())
+    except NotFound as error:
+        raise RunError(
+            f"There is no run at {uri}.",
+            got=error.what,
+            expected="a folder that holds run.json and config.yaml",
+            do="name the folder that jobs/train.py printed: STORAGE/NAME",
+        ) from error
+    if record is None or not record.checkpoints:
+        raise RunError(
+            f"The run at {uri} has no commit yet.",
+            got="no checkpoint in run.json",
+            expected="at least one",
+            do="train it further: jobs/train.py commits at the end of each epoch",
+        )
+    source = open_store(data or config.data)
+    manifest = Manifest.load(source)
+    manifest.split(split)
+    for name, task in config.tasks.items():
+        _check_task(name, task, manifest)
+    return SavedRun(config, record, store, source, manifest)
+
+
+def world_size(config: Config) -> int:
+    """The number of workers; in this process, what torchrun said."""
+    return config.resources.workers if config.runtime == "ray" else int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def training_order(config: Config, manifest: Manifest, store: Store) -> Order:
@@ -90,8 +151,11 @@ def training_order(config: Config, manifest: Manifest, store: Store) -> Order:
     )
 
 
-def check_resumable(run: Store, config: Config) -> None:
-    """Compare with the configuration that the run at `run` was started with.
+def check_resumable(run: Store, config: Config) -> dict[str, tuple[object, object]]:
+    """Compare with the configuration that the run at `run` was last started with.
+
+    Returns:
+        What differs and may: (old, new) by field; not the addresses of run and data set.
 
     Raises:
         CheckpointError: a field that decides the result differs; the difference is shown.
@@ -99,7 +163,7 @@ def check_resumable(run: Store, config: Config) -> None:
     try:
         saved = parse(run.get("config.yaml").decode())
     except NotFound:
-        return
+        return {}
     changed = differences(saved, config)
     fatal = {name: (old, new) for name, (role, old, new) in changed.items() if role == "identity"}
     if fatal:
@@ -112,6 +176,7 @@ def check_resumable(run: Store, config: Config) -> None:
             do="choose another --name, or repeat the first configuration "
             f"(jobs/train.py --config {run.uri}/config.yaml)",
         )
+    return {name: (old, new) for name, (_, old, new) in changed.items() if name not in ("name", "data", "storage")}
 
 
 def _check_task(name: str, task: Task, manifest: Manifest) -> None:
@@ -160,7 +225,7 @@ def _check_task(name: str, task: Task, manifest: Manifest) -> None:
 def _resident_bytes(config: Config, store: Store, order: Order) -> int:
     """At most: two blocks a lane, of the largest row groups, on the worker with most lanes."""
     length = np.sort(Index.load(store, "train").length)[::-1]
-    lanes = -(-order.lanes // config.resources.workers)
+    lanes = -(-order.lanes // world_size(config))
     overlap = 2  # a lane's segment may begin and end within a row group
     groups = -(-len(length) // order.lanes) + overlap
     block = min(order.block_row_groups or groups, groups)
@@ -168,5 +233,5 @@ def _resident_bytes(config: Config, store: Store, order: Order) -> int:
 
 
 def _balance(config: Config) -> float:
-    lanes, workers = config.order.lanes, config.resources.workers
+    lanes, workers = config.order.lanes, world_size(config)
     return lanes / (workers * -(-lanes // workers))

@@ -10,10 +10,10 @@ SHAPES = Config(
     recipe="shapes",
     name="shapes",
     data="data/shapes",
-    epochs=10,
-    global_batch=128,
+    epochs=6,
+    global_batch=64,
     tasks={
-        "shape": Task(kind="multiclass", label="shape", crop="refuse"),
+        "shape": Task(kind="multiclass", label="shape", weight=2.0, crop="refuse"),
         "colour": Task(kind="multiclass", label="colour", crop="refuse"),
         "count": Task(kind="multiclass", label="count", crop="refuse"),
         "rotation": Task(kind="circular", label="rotation", flip="negate", crop="refuse"),
@@ -21,7 +21,7 @@ SHAPES = Config(
     },
     augment=Augment(size_px=64, crop="none", eval_resize_px=64),
     model=Model(backbone="mtl.model.resnet9:resnet9", backbone_args={"width": 16, "norm": "group", "stem_stride": 2}),
-    optimizer=Optimizer(name="adam", lr=4e-3, warmup_epochs=0.5),
+    optimizer=Optimizer(name="adam", lr=4e-3, warmup_epochs=1),
     order=Order(lanes=16, block_row_groups=None),
     resources=Resources(workers=2),
 )
@@ -31,7 +31,7 @@ CIFAR10 = Config(
     recipe="cifar10",
     name="cifar10",
     data="data/cifar10",
-    epochs=16,
+    epochs=12,
     global_batch=256,
     tasks={
         "object": Task(kind="multiclass", label="object", label_smoothing=0.1),
@@ -69,7 +69,9 @@ def get(name: str) -> Config:
     """
     if name not in RECIPES:
         listed = "\n            ".join(f"{known:<10}{about}" for known, about in ABOUT.items())
-        raise ConfigError(f"There is no recipe '{name}'.", got=name, expected=listed)
+        raise ConfigError(
+            f"There is no recipe '{name}'.", got=name, expected=listed, do="python jobs/train.py --help shows examples"
+        )
     return RECIPES[name]
 
 
@@ -80,13 +82,18 @@ def auto(data: str, manifest: Manifest) -> Config:
     and crops keep most of the image.
     """
     if not manifest.labels:
-        raise ConfigError(f"The data set at {data} has no label columns.", do="write it with labels: jobs/prepare.py")
+        raise ConfigError(
+            f"The data set at {data} has no label columns.",
+            got="images alone",
+            expected="at least one label",
+            do="write it with labels: jobs/prepare.py",
+        )
     short = min(manifest.image_px)
     size = 32 if short < 48 else 64 if short < 96 else 128 if short < 192 else 224
     tasks = {name: Task(kind=_KINDS[label.kind], label=name) for name, label in manifest.labels.items()}
     classes_only = all(label.kind in ("class", "binary") for label in manifest.labels.values())
     rows = manifest.split("train").rows
-    batch = 256 if rows >= 8192 else 64
+    batch = 256 if rows >= 8192 else 64 if rows >= 640 else 32
     small = size <= 64
     own = Model(backbone="mtl.model.resnet9:resnet9", backbone_args={"width": 32, "stem_stride": 1 if size < 64 else 2})
     return Config(

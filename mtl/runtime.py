@@ -110,9 +110,9 @@ class Group:
         if self.world_size == 1:
             return model
         devices = [self.device] if self.device.type == "cuda" else None
-        return DistributedDataParallel(
-            model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True, bucket_cap_mb=25
-        )
+        parallel = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True, bucket_cap_mb=25)
+        parallel.broadcast_buffers = False  # as an argument, torch >= 2.14 warns of it and older ones know no other
+        return parallel
 
 
 @final

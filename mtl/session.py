@@ -7,14 +7,13 @@ from typing import Any
 from mtl.config import Config
 from mtl.console import RunConsole
 from mtl.lease import Lease, acquire
-from mtl.preflight import Plan
 from mtl.record import Record
 from mtl.store import open_store
 
 Result = dict[str, Any]
 
 
-def train(config: Config, plan: Plan, console: RunConsole, launch: Callable[[str], Result]) -> Result:
+def train(config: Config, console: RunConsole, launch: Callable[[str], Result]) -> Result:
     """Own the run while `launch` trains it, and record how it ended.
 
     Args:
@@ -26,12 +25,10 @@ def train(config: Config, plan: Plan, console: RunConsole, launch: Callable[[str
     Raises:
         RunOwned: another job owns the run.
     """
-    if plan.record is not None and plan.record.status == "finished":
-        return _already(plan.record, console)
     store = open_store(config.storage).child(config.name)
     lease = acquire(store, config.name, on_wait=console.line)
     if isinstance(lease, Record):
-        return _already(lease, console)
+        return already(lease, console)
     store.put("config.yaml", config.to_yaml().encode())
     try:
         result = launch(lease.owner.id)
@@ -43,7 +40,8 @@ def train(config: Config, plan: Plan, console: RunConsole, launch: Callable[[str
     return result
 
 
-def _already(record: Record, console: RunConsole) -> Result:
+def already(record: Record, console: RunConsole) -> Result:
+    """The result of a finished run."""
     console.line(f"the run '{record.name}' is finished; this is its result (another --name starts another run)")
     return dict(record.result or {})
 

@@ -135,14 +135,15 @@ class Regression(TaskSpec):
 
     def __init__(self, name: str, task: Task, low: float, high: float) -> None:
         super().__init__(name, task)
-        self._middle, self._half = (low + high) / 2, max((high - low) / 2, 1e-12)
+        self._middle, self._half = (low + high) / 2, (high - low) / 2 or 1.0
 
     def each(self, output: Tensor, label: Tensor) -> Tensor:
         return (output[:, 0] - (label.to(output.dtype) - self._middle) / self._half).square()
 
     def tally(self, output: Tensor, label: Tensor) -> dict[str, Tensor]:
         valid = self.valid(label)
-        return metrics.regression_sums(output[valid, 0].double() * self._half + self._middle, label[valid].double())
+        # Both less the middle, which no metric notices and which keeps the sums of squares small.
+        return metrics.regression_sums(output[valid, 0].double() * self._half, label[valid].double() - self._middle)
 
     def summary(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
         return metrics.regression(sums)

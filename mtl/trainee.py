@@ -1,6 +1,7 @@
 """What a training loop carries: the model with all that trains it, and where training stands."""
 
 from dataclasses import dataclass
+from typing import final
 
 import torch
 from torch import Tensor, nn
@@ -47,14 +48,46 @@ class Trainee:
         if self.frozen_batch_norm:
             freeze(self.model)
 
-    def buffers(self) -> list[Tensor]:
-        """Copies of the running statistics."""
-        return [buffer.clone() for buffer in self.model.buffers()]
+
+@final
+class RunningStatistics:
+    """A model's buffers during one step: they count only once the step is known to be good.
+
+    Every micro-batch starts from the same ones and the step leaves their mean behind. As they are exponential averages
+    over groups of samples, that is what the batch in one piece would leave.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._buffers = list(model.buffers())
+        self._before = [buffer.clone() for buffer in self._buffers]
+        self._mean: list[Tensor] = []
 
     @torch.no_grad()
-    def restore_buffers(self, before: list[Tensor]) -> None:
-        """Put back what `buffers` copied."""
-        for buffer, value in zip(self.model.buffers(), before, strict=True):
+    def gather(self, share: float) -> None:
+        """Take in what a micro-batch, this share of the local batch, has left, and start over for the next one."""
+        if share == 1:
+            return
+        self._mean = self._mean or [torch.zeros_like(buffer) for buffer in self._buffers]
+        for mean, buffer in zip(self._mean, self._buffers, strict=True):
+            if buffer.is_floating_point():
+                mean.add_(buffer, alpha=share)
+            else:
+                mean.copy_(buffer)
+        self.undo()
+
+    @torch.no_grad()
+    def keep(self) -> None:
+        """Leave the mean of what was gathered."""
+        if self._mean:
+            self._put(self._mean)
+
+    @torch.no_grad()
+    def undo(self) -> None:
+        """Put back what was there at the beginning."""
+        self._put(self._before)
+
+    def _put(self, values: list[Tensor]) -> None:
+        for buffer, value in zip(self._buffers, values, strict=True):
             buffer.copy_(value)
 
 
@@ -67,9 +100,9 @@ def settle(trainee: Trainee, size_px: int, device: torch.device) -> None:
     if not isinstance(trainee.parallel, DistributedDataParallel):
         return
     trainee.train_mode()
-    before = trainee.buffers()
+    statistics = RunningStatistics(trainee.model)
     blank = torch.zeros(trainee.micro_batch, size_px, size_px, 3, dtype=torch.uint8, device=device)
     outputs = trainee.parallel(trainee.standardise(blank, torch.ones(len(blank), 3, device=device)))
     (torch.cat([output.reshape(-1) for output in outputs.values()]).sum() * 0.0).backward()
     trainee.optimizer.zero_grad(set_to_none=True)
-    trainee.restore_buffers(before)
+    statistics.undo()

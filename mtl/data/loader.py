@@ -1,11 +1,9 @@
 """Batches of one rank, in exact order: threads fetch row groups, decode into the batch's own memory, and stay ahead.
 
-What is read ahead is bounded: each lane holds the block it is in and the next one. A block keeps its row groups alive
-and nothing else does, so memory returns when the last batch that needs a block has been decoded.
+What is read ahead is bounded: each lane holds the block it is in and the next one. Blocks, and samples that wait to be
+decoded, keep their row groups alive and nothing else does, so memory returns with the last batch that needs it.
 """
 
-import itertools
-import threading
 import weakref
 from collections import deque
 from collections.abc import Iterator
@@ -18,7 +16,7 @@ import numpy.typing as npt
 
 from mtl.data.image import BadImage
 from mtl.data.keyed import hashes, key
-from mtl.data.order import Block, Epoch, Order, slots
+from mtl.data.order import Block, Order, slots
 from mtl.data.reader import Reader, RowGroup
 from mtl.data.transforms import U8, View
 
@@ -27,7 +25,10 @@ LabelArray = npt.NDArray[np.int64] | npt.NDArray[np.float32]
 OK, QUARANTINED, EMPTY = 0, 1, 2
 """Status of a slot: a sample, a sample whose image can not be decoded (blank, labels masked), or padding."""
 
-_CHUNK = 64  # samples that one thread decodes at a stretch
+_CHUNK = 32  # samples that one thread decodes at a stretch
+
+_Place = tuple[Future[RowGroup], int]
+"""Where a sample lies: a row group that is being read, and the row in it."""
 
 
 @dataclass(frozen=True)
@@ -99,43 +100,41 @@ class Loader:
         prefetch_batches: int = 4,
     ) -> None:
         self._reader, self._order, self._view, self._targets = reader, order, view, targets
-        self._steps = iter(steps)
-        self._last_epoch = (steps.stop - 1) // order.steps
+        self._steps: Iterator[int] = iter(steps)
+        self._last_epoch = steps[-1] // order.steps if steps else 0
         self._rank, self._world_size, self._groups = rank, world_size, groups
         self.size_px = view.size_px
         self._prefetch = prefetch_batches
         self._io = ThreadPoolExecutor(io_threads, "mtl-read")
         self._decode = ThreadPoolExecutor(threads, "mtl-decode")
         self._pending: deque[_Pending] = deque()
-        self._lanes: dict[int, _LaneCursor] = {}
+        self._lanes = {lane: _LaneCursor(self, lane) for lane in range(rank, order.lanes, world_size)}
         self._shared: weakref.WeakValueDictionary[int, Future[RowGroup]] = weakref.WeakValueDictionary()
-        self._lock = threading.Lock()
 
     def __iter__(self) -> Iterator[Batch]:
         try:
-            while True:
-                for step in itertools.islice(self._steps, self._prefetch - len(self._pending)):
-                    self._pending.append(self._start(step, *divmod(step, self._order.steps)))
-                if not self._pending:
-                    return
+            while (step := next(self._steps, None)) is not None:
+                self._pending.append(self._start(step))
+                if len(self._pending) > self._prefetch:
+                    yield self._pending.popleft().finish()
+            while self._pending:
                 yield self._pending.popleft().finish()
         finally:
             self.close()
 
     def close(self) -> None:
-        """Stop the threads; what was read ahead is dropped."""
+        """Stop the threads and end the iteration; what was read ahead is dropped. Does not wait."""
         for pool in (self._io, self._decode):
             pool.shutdown(wait=False, cancel_futures=True)
+        self._steps = iter(())
         self._pending.clear()
         self._lanes.clear()
 
-    def _start(self, step: int, epoch: int, batch: int) -> "_Pending":
-        order, size = self._order, self.size_px
-        plan = order.epoch(epoch)
-        positions = slots(order, batch, self._rank, self._world_size, self._groups)
+    def _start(self, step: int) -> "_Pending":
+        epoch, batch = divmod(step, self._order.steps)
+        positions = slots(self._order, batch, self._rank, self._world_size, self._groups)
         filled = np.flatnonzero(positions >= 0)
-        where = self._locate(plan, positions[filled])
-        n = len(positions)
+        n, size = len(positions), self.size_px
         status = np.full(n, EMPTY, np.uint8)
         status[filled] = OK
         made = Batch(
@@ -148,89 +147,75 @@ class Loader:
             ledger=0,
             bad=[],
         )
+        places = self._locate(epoch, positions[filled])
         chunks = [
-            self._decode.submit(self._fill, made, plan, positions, filled[at : at + _CHUNK], where[at : at + _CHUNK])
+            self._decode.submit(self._fill, made, positions, filled[at : at + _CHUNK], places[at : at + _CHUNK])
             for at in range(0, len(filled), _CHUNK)
         ]
+        for lane in self._lanes.values():
+            lane.read_ahead()  # only now: what this batch needs of other lanes is read first
         return _Pending(made, chunks)
 
-    def _locate(self, plan: Epoch, positions: npt.NDArray[np.int64]) -> "list[_Place]":
+    def _locate(self, epoch: int, positions: npt.NDArray[np.int64]) -> list[_Place]:
+        """Where the samples at `positions` lie, lane by lane: those of a lane are consecutive."""
+        lanes, indices = positions % self._order.lanes, positions // self._order.lanes
+        first = np.flatnonzero(np.diff(lanes, prepend=-1))
+        counts = np.diff(first, append=len(positions))
         places: list[_Place] = []
-        lanes = plan.order.lanes
-        for position in positions.tolist():
-            index, lane = divmod(position, lanes)
-            cursor = self._lanes.get(lane)
-            if cursor is None:
-                cursor = self._lanes[lane] = _LaneCursor(self, lane)
-            held = cursor.at(plan.number, index)
-            at = index - held.block.start
-            places.append(_Place(held, int(held.block.rows.group[at]), int(held.block.rows.row[at])))
+        for lane, index, count in zip(lanes[first].tolist(), indices[first].tolist(), counts.tolist(), strict=True):
+            places += self._lanes[lane].take(epoch, index, count)
         return places
 
-    def hold(self, block: Block) -> "_Held":
-        """Start reading the row groups of `block`; the result keeps them alive."""
+    def hold(self, epoch: int, lane: int, number: int) -> "_Held":
+        """Start reading the row groups of a lane's block `number`; the result keeps them alive."""
+        block = self._order.epoch(epoch).lanes[lane].block(number)
         groups: dict[int, Future[RowGroup]] = {}
-        with self._lock:
-            for number in block.groups.tolist():
-                future = self._shared.get(number)
-                if future is None:
-                    future = self._shared[number] = self._io.submit(self._reader.read, number)
-                groups[number] = future
-        return _Held(block, groups)
+        for group in block.groups.tolist():
+            future = self._shared.get(group)
+            if future is None:
+                future = self._shared[group] = self._io.submit(self._reader.read, group)
+            groups[group] = future
+        return _Held(epoch, block, groups)
 
-    def following(self, epoch: int, lane: int, block: int) -> tuple[int, int] | None:
-        """The (epoch, block) after a block of a lane."""
-        if block + 1 < self._order.epoch(epoch).lanes[lane].blocks:
-            return epoch, block + 1
-        return (epoch + 1, 0) if epoch < self._last_epoch else None
+    def hold_at(self, epoch: int, lane: int, index: int) -> "_Held":
+        """`hold` for the block that has the lane's `index`."""
+        return self.hold(epoch, lane, int(self._order.epoch(epoch).lanes[lane].block_of(np.array([index]))[0]))
 
-    def block(self, epoch: int, lane: int, block: int) -> Block:
-        """Block number `block` of a lane."""
-        return self._order.epoch(epoch).lanes[lane].block(block)
-
-    def block_at(self, epoch: int, lane: int, index: int) -> int:
-        """The block that holds `index` of a lane."""
-        return int(self._order.epoch(epoch).lanes[lane].block_of(np.array([index]))[0])
+    def hold_after(self, lane: int, held: "_Held") -> "_Held | None":
+        """`hold` for the block that follows `held` in its lane; None at the end of the last epoch."""
+        number = held.block.number + 1
+        if number < self._order.epoch(held.epoch).lanes[lane].blocks:
+            return self.hold(held.epoch, lane, number)
+        return self.hold(held.epoch + 1, lane, 0) if held.epoch < self._last_epoch else None
 
     def _fill(
-        self,
-        made: Batch,
-        plan: Epoch,
-        positions: npt.NDArray[np.int64],
-        at: npt.NDArray[np.int64],
-        places: "list[_Place]",
+        self, made: Batch, positions: npt.NDArray[np.int64], at: npt.NDArray[np.int64], places: list[_Place]
     ) -> tuple[int, list[Bad]]:
         """Decode the samples at slots `at`; returns their ledger sum and the bad ones."""
         here = positions[at]
-        draws = self._view.draw(plan.number, here)
-        stretch = slice(int(at[0]), int(at[-1]) + 1)
-        whole = stretch.stop - stretch.start == len(at)
-        images = made.images[stretch] if whole else np.empty((len(at), *made.images.shape[1:]), np.uint8)
+        draws = self._view.draw(made.epoch, here)
         ids = np.empty(len(at), np.uint64)
+        columns = [(made.labels[target.task], target.column) for target in self._targets]
         bad: list[Bad] = []
-        for i, place in enumerate(places):
-            group = place.held.groups[place.group].result()
-            ids[i] = group.ids[place.row]
-            slot = at[i]
+        for i, (slot, (read, row)) in enumerate(zip(at.tolist(), places, strict=True)):
+            group = read.result()
+            ids[i] = group.ids[row]
             try:
-                self._view.render(group.image(place.row), images[i], draws, i)
+                self._view.render(group.image(row), made.images[slot], draws, i)
             except BadImage as error:
-                images[i] = 0
+                made.images[slot] = 0
                 made.status[slot] = QUARANTINED
                 index = self._reader.index
-                bad.append(Bad(int(here[i]), index.shard_path[int(index.shard[place.group])], place.row, str(error)))
+                bad.append(Bad(int(here[i]), index.shard_path[int(index.shard[group.number])], row, str(error)))
                 continue
-            for target in self._targets:
-                made.labels[target.task][slot] = group.labels[target.column][place.row]
-        self._view.finish(images, draws)
+            for values, column in columns:
+                values[slot] = group.labels[column][row]
         for target in self._targets:
             if target.negated_by_flip != "no":
                 values = made.labels[target.task]
                 values[at] = _mirrored(values[at], draws.flip, target.negated_by_flip)
-        if not whole:
-            made.images[at] = images
         made.colour[at] = draws.colour
-        return ledger(plan.number, here, ids, made.status[at]), bad
+        return ledger(made.epoch, here, ids, made.status[at]), bad
 
 
 @final
@@ -239,36 +224,53 @@ class _LaneCursor:
 
     def __init__(self, loader: Loader, lane: int) -> None:
         self._loader, self._lane = loader, lane
-        self._held: dict[tuple[int, int], _Held] = {}
-        self._here: tuple[int, int] = (-1, -1)
+        self._here: _Held | None = None
+        self._ahead: _Held | None = None
 
-    def at(self, epoch: int, index: int) -> "_Held":
-        held = self._held.get(self._here)
-        if held is not None and self._here[0] == epoch and held.block.start <= index < held.block.stop:
-            return held
-        self._here = (epoch, self._loader.block_at(epoch, self._lane, index))
-        following = self._loader.following(epoch, self._lane, self._here[1])
-        wanted = [self._here] if following is None else [self._here, following]
-        self._held = {at: self._held.get(at) or self._hold(*at) for at in wanted}
-        return self._held[self._here]
+    def take(self, epoch: int, index: int, count: int) -> list[_Place]:
+        """The places of the lane's samples [index, index + count)."""
+        places: list[_Place] = []
+        while count:
+            held = self._at(epoch, index)
+            stretch = held.places(index, count)
+            places += stretch
+            index, count = index + len(stretch), count - len(stretch)
+        return places
 
-    def _hold(self, epoch: int, block: int) -> "_Held":
-        return self._loader.hold(self._loader.block(epoch, self._lane, block))
+    def read_ahead(self) -> None:
+        """Start reading the next block, if that has not begun."""
+        if self._here is not None and self._ahead is None:
+            self._ahead = self._loader.hold_after(self._lane, self._here)
+
+    def _at(self, epoch: int, index: int) -> "_Held":
+        if self._here is not None and self._here.has(epoch, index):
+            return self._here
+        if self._ahead is not None and self._ahead.has(epoch, index):
+            self._here = self._ahead
+        else:
+            self._here = self._loader.hold_at(epoch, self._lane, index)
+        self._ahead = None
+        return self._here
 
 
 @final
 @dataclass(frozen=True)
 class _Held:
+    """A block whose row groups are being read: they live at least as long as this."""
+
+    epoch: int
     block: Block
     groups: dict[int, Future[RowGroup]]
 
+    def has(self, epoch: int, index: int) -> bool:
+        return self.epoch == epoch and self.block.start <= index < self.block.stop
 
-@final
-@dataclass(frozen=True)
-class _Place:
-    held: _Held
-    group: int
-    row: int
+    def places(self, index: int, count: int) -> list[_Place]:
+        """Those of at most `count` samples from the lane's `index` on."""
+        stretch = slice(index - self.block.start, index - self.block.start + count)
+        rows = self.block.rows
+        groups = (self.groups[group] for group in rows.group[stretch].tolist())
+        return list(zip(groups, rows.row[stretch].tolist(), strict=True))
 
 
 @final
@@ -300,5 +302,4 @@ def _missing(n: int, integer: bool) -> LabelArray:
 
 
 def _mirrored(values: LabelArray, flip: npt.NDArray[np.bool_], how: Literal["angle", "number"]) -> LabelArray:
-    negated = np.where(flip, -values, values)
-    return np.mod(negated, 2 * np.pi).astype(np.float32) if how == "angle" else negated
+    return np.where(flip, np.mod(-values, 2 * np.pi) if how == "angle" else -values, values)

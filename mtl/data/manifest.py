@@ -95,14 +95,14 @@ class Manifest(_Strict):
         except NotFound as error:
             raise DataError(
                 f"There is no data set at {store.uri}.",
-                got=f"no {MANIFEST} there",
+                got=error.what,
                 expected=f"a folder that holds {MANIFEST}, {INDEX}, {FOOTERS} and shards/",
                 do="check the address, or write the data set with jobs/prepare.py (its --help shows how)",
             ) from error
         try:
             version = _Version.model_validate_json(raw).format_version
         except ValueError as error:
-            raise DataError(f"{store.uri}/{MANIFEST} is not a manifest: {error}", do="rerun jobs/prepare.py") from error
+            raise _damaged(store, error) from error
         if version > FORMAT_VERSION:
             raise DataError(
                 f"The data set at {store.uri} was written by a newer mtl.",
@@ -113,7 +113,7 @@ class Manifest(_Strict):
         try:
             return cls.model_validate_json(raw)
         except ValueError as error:
-            raise DataError(f"{store.uri}/{MANIFEST} is damaged: {error}", do="rerun jobs/prepare.py") from error
+            raise _damaged(store, error) from error
 
     def split(self, name: str) -> Split:
         """The split called `name`.
@@ -134,6 +134,15 @@ class Manifest(_Strict):
 
 class _Version(BaseModel):
     format_version: int
+
+
+def _damaged(store: Store, error: ValueError) -> DataError:
+    return DataError(
+        f"{store.uri}/{MANIFEST} is damaged.",
+        got=" ".join(str(error).split()),
+        expected="the manifest that jobs/prepare.py wrote",
+        do="write the data set again: jobs/prepare.py --overwrite",
+    )
 
 
 @dataclass(frozen=True)
@@ -158,8 +167,21 @@ class Index:
 
     @classmethod
     def load(cls, store: Store, split: str) -> Self:
-        """Read the index of `split`; the rows of each shard are contiguous and in order of `ordinal`."""
-        table = pq.read_table(pa.BufferReader(store.get(INDEX)))
+        """Read the index of `split`; the rows of each shard are contiguous and in order of `ordinal`.
+
+        Raises:
+            DataError: it is damaged.
+            StoreError: storage can not be read.
+        """
+        try:
+            table = pq.read_table(pa.BufferReader(store.get(INDEX)), schema=INDEX_SCHEMA)
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(
+                f"{store.uri}/{INDEX} is damaged.",
+                got=" ".join(str(error).split()),
+                expected="the table that jobs/prepare.py wrote",
+                do="write the data set again: jobs/prepare.py --overwrite",
+            ) from error
         table = table.filter(pc.field("split") == split)
         column = {name: table[name].to_numpy() for name in table.column_names if name not in ("split", "shard")}
         paths = table["shard"].to_pylist()

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import xxhash
 
 from mtl.data.manifest import FOOTERS, Index
-from mtl.errors import DataError, StoreError
+from mtl.errors import DataError
 from mtl.store import Store
 
 
@@ -61,10 +61,11 @@ class Reader:
         index = self.index
         shard = int(index.shard[number])
         path, offset, length = index.shard_path[shard], int(index.offset[number]), int(index.length[number])
+        name = f"Row group {index.ordinal[number]} of {self._store.uri}/{path}"
         data = self._store.get_range(path, offset, length)
         if xxhash.xxh3_64_intdigest(data) != int(index.checksum[number]):
             raise DataError(
-                f"Row group {index.ordinal[number]} of {self._store.uri}/{path} is not what was written.",
+                f"{name} is not what was written.",
                 got="bytes with another checksum",
                 expected="the xxh3 recorded in index.parquet",
                 do="the shard was changed or damaged: write it again with jobs/prepare.py --overwrite",
@@ -73,9 +74,12 @@ class Reader:
         try:
             file = pq.ParquetFile(source, metadata=self._footer(shard))
             table = file.read_row_group(int(index.ordinal[number]), columns=["image", "image_id", *self._columns])
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(f"Row group {number} of {self._store.uri}/{path} can not be decoded: {error}") from error
-        return _row_group(number, table, self._columns)
+            return _row_group(number, table, self._columns)
+        except (pa.ArrowException, OSError, KeyError) as error:
+            raise DataError(
+                f"{name} can not be decoded: {error}",
+                do="index, footers and shards contradict each other: write it again with jobs/prepare.py --overwrite",
+            ) from error
 
     def _footer(self, shard: int) -> pq.FileMetaData:
         with self._lock:
@@ -90,8 +94,7 @@ class Reader:
 
 def _row_group(number: int, table: pa.Table, columns: tuple[str, ...]) -> RowGroup:
     images = table["image"].combine_chunks()
-    if isinstance(images, pa.ChunkedArray):
-        images = images.chunk(0)
+    assert not isinstance(images, pa.ChunkedArray)  # which takes more than 2 GB
     _, offsets, data = images.buffers()
     first = images.offset
     ids = table["image_id"].to_pylist()
@@ -136,6 +139,6 @@ class _Window(io.RawIOBase):
         start = self._at - self._offset
         stop = start + size if size >= 0 else len(self._data)
         if start < 0 or stop > len(self._data):
-            raise StoreError(f"a read of [{self._at}, {self._at + size}) leaves the row group that was fetched")
+            raise OSError(f"a read of [{self._at}, {self._at + size}) leaves the row group that was fetched")
         self._at += stop - start
         return self._data[start:stop]

@@ -222,13 +222,14 @@ def carve(source: Source, shares: Mapping[str, float] | None = None) -> Source:
 def _carved(ids: Iterable[str], shares: Mapping[str, float]) -> dict[str, str]:
     """The split of those `ids` that a split in `shares` takes: by hash, so that more images never move old ones."""
     place = sorted((xxhash.xxh3_64_intdigest(name.encode(), seed=_CARVE_KEY) / 2**64, name) for name in ids)
+    wanted = [(name, share) for name, share in shares.items() if share]
     split: dict[str, str] = {}
     low, at = 0.0, 0
-    for name, share in shares.items():
+    for number, (name, share) in enumerate(wanted, 1):
         low += share
-        first = at
-        # At least one image, though a small source may have none in the interval.
-        while share and at < len(place) - 1 and (place[at][0] < low or at == first):
+        first, stop = at, len(place) - 1 - len(wanted) + number
+        # At least one image for each split and one for train, though none of a few may lie in the interval.
+        while at < stop and (place[at][0] < low or at == first):
             split[place[at][1]] = name
             at += 1
     return split

@@ -3,6 +3,7 @@
 Every random number is a function of (seed, epoch, position): the same pixels whichever worker or thread makes them.
 """
 
+import math
 from dataclasses import dataclass
 from typing import final
 
@@ -19,7 +20,7 @@ F64 = npt.NDArray[np.float64]
 
 _ATTEMPTS = 10
 _COLOUR, _FLIP, _SHIFT, _CROP = slice(0, 3), 3, slice(4, 6), slice(6, 6 + 4 * _ATTEMPTS)
-_COLUMNS = _CROP.stop
+_COLUMNS = {"none": _FLIP + 1, "padded": _SHIFT.stop, "resized": _CROP.stop}
 
 cv2.setNumThreads(1)  # the loader's threads are the parallelism
 
@@ -28,7 +29,8 @@ cv2.setNumThreads(1)  # the loader's threads are the parallelism
 class Draws:
     """The random numbers of n samples, each row keyed by its position.
 
-    `flip` bool [n]; `colour` float32 [n, 3]: factors of brightness, contrast and saturation.
+    `numbers` float64 [n, k] in [0, 1), k as the view needs; `flip` bool [n]; `colour` float32 [n, 3]: factors of
+    brightness, contrast and saturation.
     """
 
     numbers: F64
@@ -45,8 +47,8 @@ class TrainView:
 
     def draw(self, epoch: int, positions: npt.NDArray[np.int64]) -> Draws:
         """The random numbers for `positions` [n] of `epoch`."""
-        numbers = uniforms(key("augment", self._seed, epoch), positions, _COLUMNS)
         augment = self._augment
+        numbers = uniforms(key("augment", self._seed, epoch), positions, _COLUMNS[augment.crop])
         spread = np.array([augment.brightness, augment.contrast, augment.saturation])
         return Draws(
             numbers,
@@ -55,41 +57,22 @@ class TrainView:
         )
 
     def render(self, data: memoryview, out: U8, draws: Draws, at: int) -> None:
-        """Decode `data` into `out` [size, size, 3] as sample `at` of `draws`; mirror and shift follow in `finish`."""
-        if self._augment.crop != "resized":
+        """Decode `data` into `out` [size, size, 3] as sample `at` of `draws`."""
+        augment = self._augment
+        if augment.crop == "resized":
+            image = decode(data)
+            shape = image.shape[0], image.shape[1]
+            top, left, height, width = crop_box(shape, draws.numbers[at, _CROP], augment.crop_scale, augment.crop_ratio)
+            _resize(image[top : top + height, left : left + width], out)
+        else:
             _whole(data, out)
-            return
-        image = decode(data)
-        top, left, height, width = self._box(image.shape[0], image.shape[1], draws.numbers[at, _CROP])
-        _resize(image[top : top + height, left : left + width], out)
-
-    def finish(self, images: U8, draws: Draws) -> None:
-        """Mirror, and shift for padded crops: in place, over all of `images` [n, size, size, 3] at once."""
-        if self._augment.crop == "padded" and self._augment.crop_pad_px:
-            pad, size = self._augment.crop_pad_px, self.size_px
-            shift = np.floor(draws.numbers[:, _SHIFT] * (2 * pad + 1)).astype(np.int64) - pad
-            rows = _reflect(np.arange(size)[None, :] + shift[:, :1], size)
-            columns = _reflect(np.arange(size)[None, :] + shift[:, 1:], size)
-            columns[draws.flip] = columns[draws.flip, ::-1]
-            images[:] = images[np.arange(len(images))[:, None, None], rows[:, :, None], columns[:, None, :]]
-        elif draws.flip.any():
-            images[draws.flip] = images[draws.flip, :, ::-1]
-
-    def _box(self, height: int, width: int, numbers: F64) -> tuple[int, int, int, int]:
-        """A random part of the image (Szegedy et al. 2015): the first of ten proposals that fits, else the middle."""
-        (low, high), ratio = self._augment.crop_scale, np.log(self._augment.crop_ratio)
-        area = height * width * (low + (high - low) * numbers[0::4])
-        aspect = np.exp(ratio[0] + (ratio[1] - ratio[0]) * numbers[1::4])
-        wide, tall = np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))
-        fits = np.flatnonzero((wide >= 1) & (wide <= width) & (tall >= 1) & (tall <= height))
-        if not len(fits):
-            side = min(height, width)
-            return (height - side) // 2, (width - side) // 2, side, side
-        first = fits[0]
-        w, h = int(wide[first]), int(tall[first])
-        top = int(numbers[2::4][first] * (height - h + 1))
-        left = int(numbers[3::4][first] * (width - w + 1))
-        return top, left, h, w
+        if augment.crop == "padded":
+            pad, size = augment.crop_pad_px, self.size_px
+            top, left = (int(number * (2 * pad + 1)) for number in draws.numbers[at, _SHIFT])
+            wide = cv2.copyMakeBorder(out, pad, pad, pad, pad, cv2.BORDER_REFLECT_101)
+            out[:] = wide[top : top + size, left : left + size]
+        if draws.flip[at]:
+            cv2.flip(out, 1, dst=out)
 
 
 @final
@@ -114,11 +97,29 @@ class EvalView:
         top, left = (height - side) // 2, (width - side) // 2
         _resize(image[top : top + side, left : left + side], out)
 
-    def finish(self, images: U8, draws: Draws) -> None:
-        """Nothing follows."""
-
 
 View = TrainView | EvalView
+
+
+def crop_box(
+    shape: tuple[int, int], numbers: F64, scale: tuple[float, float], ratio: tuple[float, float]
+) -> tuple[int, int, int, int]:
+    """Top, left, height and width of a random part of an image (Szegedy et al. 2015).
+
+    Args:
+        shape: height and width of the image.
+        numbers: four in [0, 1) for each proposal; the first proposal that fits counts, else the middle square.
+        scale, ratio: ranges of the part's share of the area, and of its width over its height.
+    """
+    height, width = shape
+    for area, aspect, down, right in numbers.reshape(-1, 4).tolist():
+        pixels = height * width * (scale[0] + (scale[1] - scale[0]) * area)
+        stretch = ratio[0] * (ratio[1] / ratio[0]) ** aspect  # uniform in its logarithm
+        w, h = round(math.sqrt(pixels * stretch)), round(math.sqrt(pixels / stretch))
+        if 1 <= w <= width and 1 <= h <= height:
+            return int(down * (height - h + 1)), int(right * (width - w + 1)), h, w
+    side = min(height, width)
+    return (height - side) // 2, (width - side) // 2, side, side
 
 
 def _whole(data: memoryview, out: U8) -> None:
@@ -132,8 +133,3 @@ def _resize(image: U8, out: U8) -> None:
         return
     shrinks = image.shape[0] > out.shape[0] and image.shape[1] > out.shape[1]
     cv2.resize(image, out.shape[1::-1], dst=out, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-
-
-def _reflect(index: npt.NDArray[np.int64], size: int) -> npt.NDArray[np.int64]:
-    index = np.abs(index)
-    return np.where(index >= size, 2 * (size - 1) - index, index)

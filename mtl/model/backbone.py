@@ -23,16 +23,22 @@ def build_backbone(name: str, args: Mapping[str, object], size_px: int) -> tuple
         The module and D.
 
     Raises:
-        ConfigError: no such model, it does not accept `args`, or it does not return features [n, D].
+        ConfigError: no such model, it accepts neither `args` nor such images, or it does not return features [n, D].
     """
     try:
         backbone = _own(name, args) if ":" in name else _torchvision(name, args)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"The backbone '{name}' can not be built: {error}", got=f"arguments {dict(args)}") from error
-    with torch.no_grad():
-        training = backbone.training
-        features: object = backbone.eval()(torch.zeros(2, 3, size_px, size_px))
-        backbone.train(training)
+    training = backbone.training
+    try:
+        with torch.no_grad():
+            features: object = backbone.eval()(torch.zeros(2, 3, size_px, size_px))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise ConfigError(
+            f"The backbone '{name}' does not accept images of {size_px} px: {error}",
+            do="set augment.size_px, or model.backbone_args (torchvision's transformers take image_size)",
+        ) from error
+    backbone.train(training)
     if not isinstance(features, torch.Tensor) or features.ndim != 2:
         got = f"a tensor of shape {list(features.shape)}" if isinstance(features, torch.Tensor) else type(features)
         raise ConfigError(f"The backbone '{name}' must return features.", got=got, expected="a tensor [n, D]")
@@ -63,6 +69,11 @@ def _torchvision(name: str, args: Mapping[str, object]) -> nn.Module:
             expected=f"module:callable of your own, or one of {', '.join(known)}",
         )
     model = models.get_model(name, weights=None, **args)
+    if getattr(model, "aux_logits", False):
+        raise ConfigError(
+            f"torchvision's '{name}' has outputs beside its features in training.",
+            do="set model.backbone_args to aux_logits false, init_weights true",
+        )
     for attribute in ("fc", "classifier", "heads", "head"):
         head = getattr(model, attribute, None)
         if isinstance(head, nn.Linear):

@@ -10,6 +10,9 @@ from typing import Literal, final
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
+
+from mtl.errors import ConfigError
 
 Policy = Literal["groups", "sync", "local", "frozen"]
 
@@ -38,6 +41,8 @@ class GroupBatchNorm(nn.BatchNorm2d):
             made.append(F.batch_norm(group, its_mean, its_var, self.weight, self.bias, True, self.momentum, self.eps))
             mean += its_mean / len(groups)
             var += its_var / len(groups)
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked += 1
         self.running_mean.copy_(mean)
         self.running_var.copy_(var)
         return torch.cat(made)
@@ -48,25 +53,36 @@ def apply_policy(model: nn.Module, policy: Policy, group_size: int) -> nn.Module
 
     Args:
         group_size: samples of one group, for policy `groups`.
+
+    Raises:
+        ConfigError: policy `groups`, and a layer of another kind than BatchNorm2d with running averages.
     """
     if policy == "sync":
         return nn.SyncBatchNorm.convert_sync_batchnorm(model)
     if policy == "groups":
-        for module in model.modules():
-            if type(module) is nn.BatchNorm2d:
-                module.__class__ = GroupBatchNorm
-                assert isinstance(module, GroupBatchNorm)
-                module.group_size = group_size
+        for name, module in model.named_modules():
+            if not isinstance(module, _BatchNorm):
+                continue
+            if type(module) is not nn.BatchNorm2d or not module.track_running_stats or module.momentum is None:
+                raise ConfigError(
+                    f"The layer {name} can not be normalised in groups of lanes.",
+                    got=str(module),
+                    expected="BatchNorm2d with running averages and a momentum",
+                    do="choose another model.batch_norm, or another layer",
+                )
+            module.__class__ = GroupBatchNorm
+            assert isinstance(module, GroupBatchNorm)
+            module.group_size = group_size
     return model
 
 
 def freeze(model: nn.Module) -> None:
     """Keep batch-norm layers on their stored statistics while the rest of `model` trains."""
     for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):  # pyright: ignore[reportPrivateUsage]
+        if isinstance(module, _BatchNorm):
             module.eval()
 
 
 def has_batch_norm(model: nn.Module) -> bool:
     """Whether any layer depends on the batch."""
-    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())  # pyright: ignore[reportPrivateUsage]
+    return any(isinstance(module, _BatchNorm) for module in model.modules())

@@ -16,6 +16,8 @@ def resnet9(width: int = 32, norm: Literal["batch", "group"] = "batch", stem_str
     """
     if norm not in ("batch", "group"):
         raise ValueError(f"norm must be batch or group, got {norm}")
+    if width < 8 or width % 8:
+        raise ValueError(f"width must be a multiple of 8, got {width}")
 
     def layer(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
         normalise = nn.BatchNorm2d(outputs) if norm == "batch" else nn.GroupNorm(outputs // 8, outputs)
@@ -32,9 +34,15 @@ def resnet9(width: int = 32, norm: Literal["batch", "group"] = "batch", stem_str
         layer(4 * width, 8 * width),
         nn.MaxPool2d(2),
         _Residual(nn.Sequential(layer(8 * width, 8 * width), layer(8 * width, 8 * width))),
-        nn.AdaptiveMaxPool2d(1),
-        nn.Flatten(),
+        _GlobalMax(),
     )
+
+
+class _GlobalMax(nn.Module):
+    """Unlike AdaptiveMaxPool2d, its backward is deterministic on GPUs too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.amax((2, 3))
 
 
 class _Residual(nn.Module):

@@ -2,8 +2,12 @@
 
 import logging
 import os
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
 
 import ray
+from ray.job_config import JobConfig
 
 from mtl.config import Config
 from mtl.errors import ResourceError
@@ -20,24 +24,45 @@ ENVIRONMENT = {
 }
 """Set in the driver, for Ray's own processes, unless the user set them; docs/operations.md says the same."""
 
+_SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+_CHECKOUT = Path(__file__).resolve().parents[2]
 
-def join(config: Config) -> None:
-    """Join the cluster at hand, or start one here.
+
+@contextmanager
+def joined(config: Config) -> Generator[None]:
+    """A connection to the cluster at hand, or to one started here; left again at the end, unless it was there before.
 
     Raises:
         ResourceError: the cluster can not be reached, or lacks what the workers need.
     """
+    if ray.is_initialized():
+        _check(config)
+        yield
+        return
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    # Workers import mtl from the driver's checkout, wherever it was called from. A submitted job brings its own copy.
+    search = [] if _SUBMITTED in os.environ else [str(_CHECKOUT)]
+    address = config.resources.address
     try:
-        ray.init(address=config.resources.address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError) as error:
+        ray.init(
+            address=address,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            job_config=JobConfig(_py_driver_sys_path=search),
+        )
+    except (ConnectionError, RuntimeError, ValueError) as error:
         raise ResourceError(
             "The Ray cluster can not be reached.",
-            got=f"{config.resources.address}: {str(error).splitlines()[0]}",
+            got=f"{address or 'the cluster at hand'}: {str(error).splitlines()[0]}",
+            expected="the address of a running cluster, host:port",
             do="start one with `ray start --head`, or leave --resources.address out to use this machine",
         ) from error
-    _check(config)
+    try:
+        _check(config)
+        yield
+    finally:
+        ray.shutdown()
 
 
 def _check(config: Config) -> None:

@@ -3,13 +3,12 @@
 import signal
 import tempfile
 import threading
-import time
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import ray
-from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
+from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from mtl.config import Config, parse
@@ -17,26 +16,22 @@ from mtl.console import RunConsole
 from mtl.errors import MtlError
 from mtl.job import Job
 from mtl.on_ray.channel import Channel
-from mtl.on_ray.cluster import join
+from mtl.on_ray.cluster import joined
+from mtl.on_ray.failures import Failures
 from mtl.on_ray.runtime import RayRuntime
-from mtl.preflight import Plan
 from mtl.session import train as owned
 
 Result = dict[str, Any]
 
 
-def train(config: Config, plan: Plan, console: RunConsole) -> Result:
+def train(config: Config, console: RunConsole) -> Result:
     """Train on the cluster at hand.
 
     Raises:
         MtlError: also one that a worker raised, unchanged.
     """
-    console.line("joining Ray")
-    join(config)
-    try:
-        return owned(config, plan, console, lambda owner: _fit(config, owner, console))
-    finally:
-        ray.shutdown()
+    with joined(config):
+        return owned(config, console, lambda owner: _fit(config, owner, console))
 
 
 def _fit(config: Config, owner: str, console: RunConsole) -> Result:
@@ -80,33 +75,30 @@ def _trainer(config: Config, owner: str, channel: Channel, scratch: Path) -> Tor
             name=config.name,
             storage_path=str(scratch),
             failure_config=FailureConfig(max_failures=resources.max_failures),
+            callbacks=[Failures(channel)],
         ),
     )
 
 
 def _work(arguments: dict[str, Any]) -> Result:
-    config, channel = parse(arguments["config"]), arguments["channel"]
-    runtime = RayRuntime(get_device(), config.resources.cpus_per_worker, channel)
-    try:
-        return Job(config, runtime, arguments["owner"]).run()
-    except MtlError as error:
-        # Nothing that a restart could mend: the driver hears of it at once and ends the job.
-        channel.put({"kind": "fatal", "error": error})
-        time.sleep(5)
-        raise
+    config = parse(arguments["config"])
+    runtime = RayRuntime(get_device(), config.resources.cpus_per_worker, arguments["channel"])
+    return Job(config, runtime, arguments["owner"]).run()
 
 
 def _show(channel: Channel, console: RunConsole) -> None:
     for event in channel.drain():
-        if event["kind"] == "fatal":
-            raise event["error"]
         console(event)
 
 
 def _readable(error: BaseException) -> BaseException:
+    if isinstance(error, ControllerError) and isinstance(error.controller_failure, MtlError):
+        return error.controller_failure
     if not isinstance(error, WorkerGroupError):
         return error
     rank, cause = next(iter(error.worker_failures.items()))
+    if isinstance(cause, MtlError):
+        return cause
     logs = Path(ray._private.worker._global_node.get_session_dir_path()) / "logs"  # pyright: ignore
     return MtlError(
         f"Worker {rank} failed, and the restarts allowed are used up.",

@@ -56,13 +56,19 @@ def told(error: ClientError | BotoCoreError, bucket: str, key: str, connection: 
         code = code_of(error)
         got = f"{code}: {error.response.get('Error', {}).get('Message') or 'no message'}, from {endpoint}"
         if code == "NoSuchBucket":
-            return NotFound(f"There is no bucket '{bucket}'.", got=got, do="check its name and AWS_ENDPOINT_URL")
+            return NotFound(
+                f"There is no bucket '{bucket}'.",
+                got=got,
+                expected="a bucket that exists",
+                do="check its name and AWS_ENDPOINT_URL",
+            )
         if code in ("NoSuchKey", "404", "NotFound"):
             return NotFound(f"There is no object {address}.", got=got, do="check the address")
         if code in _DENIED:
             return AccessDenied(
                 f"Access to key '{key}' of bucket '{bucket}' was refused.",
                 got=f"{got}, as {_identity(connection)}",
+                expected="an identity that may do this",
                 do="check the policy of this identity, that its credentials have not expired, and the clock; without "
                 "s3:ListBucket on the bucket, a key that does not exist is refused like this too",
             )
@@ -72,11 +78,13 @@ def told(error: ClientError | BotoCoreError, bucket: str, key: str, connection: 
             f"Access to bucket '{bucket}' (key '{key}') needs credentials.",
             got=str(error),
             expected="an instance role, a profile (AWS_PROFILE), or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+            do="give this process one of them",
         )
     if isinstance(error, _CUT_OFF):
         return StoreError(
             f"The connection to {endpoint} failed at {address}.",
             got=f"{type(error).__name__}: {error}",
+            expected="a server that answers",
             do="check AWS_ENDPOINT_URL, the network, and that the server runs; a server that knows buckets only as "
             "paths needs `s3 = addressing_style = path` in ~/.aws/config",
         )

@@ -6,11 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
 import simplejpeg
+import xxhash
 
 from mtl.data.keyed import key, uniforms
-from mtl.data.manifest import Label, Manifest
+from mtl.data.manifest import INDEX, Index, Label, Manifest
 from mtl.data.plan import Layout
+from mtl.data.reader import Reader
 from mtl.data.source import Example, Value
 from mtl.data.writer import write
 from mtl.store import Store, open_store
@@ -84,3 +88,22 @@ def draw(labels: Mapping[str, Value], size_px: int) -> npt.NDArray[np.uint8]:
     disc = (x - 0.5 * math.sin(angle)) ** 2 + (y + 0.5 * math.cos(angle)) ** 2 < 0.4**2
     image[disc] = np.where(np.arange(3) == thing, 255.0, 0.0)
     return np.rint(image).clip(0, 255).astype(np.uint8)
+
+
+def damage(store: Store, split: str, group: int, row: int) -> None:
+    """Make one image undecodable, as if it had been written so: the checksum is right, the image is not."""
+    index = Index.load(store, split)
+    image = bytes(Reader(store, index, ()).read(group).image(row))
+    path, offset = index.shard_path[int(index.shard[group])], int(index.offset[group])
+    shard = store.get(path)
+    at = shard.index(image, offset)
+    shard = shard[:at] + bytes(len(image)) + shard[at + len(image) :]
+    store.put(path, shard)
+
+    table = pq.read_table(pa.BufferReader(store.get(INDEX)))
+    rows = table.to_pylist()
+    found = next(r for r in rows if (r["shard"], r["ordinal"]) == (path, int(index.ordinal[group])))
+    found["checksum"] = xxhash.xxh3_64_intdigest(shard[offset : offset + found["length"]])
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), sink)
+    store.put(INDEX, sink.getvalue().to_pybytes())

@@ -16,7 +16,8 @@ from moto.s3.responses import S3Response
 from moto.server import ThreadedMotoServer
 
 from mtl.errors import AccessDenied, Conflict, MtlError, NotFound, StoreError
-from mtl.store import ArrowStore, LocalStore, S3Store, Store, open_store
+from mtl.store import LocalStore, Store, open_store
+from mtl.store.arrow import ArrowStore
 from tests.helpers.store_contract import LARGE_BYTES, StoreContract
 
 SECRET = "canary-secret-of-this-test"

@@ -1,0 +1,35 @@
+"""What the controller does when a worker fails, before it decides on a restart."""
+
+from typing import final
+
+from ray.train import UserCallback
+from ray.train.v2._internal.execution.context import TrainRunContext
+
+from mtl.errors import MtlError, StoreError
+from mtl.on_ray.channel import Channel
+
+
+@final
+class Failures(UserCallback):
+    """Tells the driver, and ends the job at once for an error that no restart can mend.
+
+    Args:
+        channel: to the driver.
+    """
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+
+    def after_exception(self, run_context: TrainRunContext, worker_exceptions: dict[int, Exception]) -> None:
+        """Raise the error that no restart can mend: Ray never retries what a callback raises.
+
+        Raises:
+            MtlError: of a worker, unless storage failed: that may pass.
+        """
+        for error in worker_exceptions.values():
+            if isinstance(error, MtlError) and type(error) is not StoreError:
+                raise error
+        for rank, error in worker_exceptions.items():
+            reason = str(error).strip().splitlines()
+            text = f"worker {rank} failed: {reason[0] if reason else type(error).__name__}"
+            self._channel.put({"kind": "note", "text": text})

@@ -1,0 +1,119 @@
+"""The training engine in tests: a tiny configuration, training it on a rank, and what a run leaves behind."""
+
+import hashlib
+import io
+import json
+import os
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtl import job, local, preflight, session
+from mtl.checkpoint import load_newest
+from mtl.config import Augment, Config, Model, Optimizer, Order, Resources, Task
+from mtl.console import RunConsole
+from mtl.lease import acquire
+from mtl.record import read
+from mtl.runtime import LocalRuntime
+from mtl.store import open_store
+from mtl.trainee import Trainee
+from tests.helpers.faults import Fault, install
+
+Result = dict[str, Any]
+
+TASKS = {
+    "object": Task(kind="multiclass", label="object", label_smoothing=0.1),
+    "kind": Task(kind="binary", label="kind", weight=0.5),
+    "angle": Task(kind="circular", label="angle", flip="negate"),
+    "amount": Task(kind="regression", label="amount", flip="negate"),
+}
+
+GROUP_NORM = Model(
+    backbone="mtl.model.resnet9:resnet9", backbone_args={"width": 8, "norm": "group"}, batch_norm="local"
+)
+BATCH_NORM = Model(
+    backbone="mtl.model.resnet9:resnet9",
+    backbone_args={"width": 8, "norm": "batch"},
+    batch_norm="groups",
+    batch_norm_groups=4,
+)
+
+
+def tiny_config(data: Path, storage: Path, name: str = "tiny", **changes: Any) -> Config:
+    """Two epochs of 32 samples a step over the data set at `data`, written by `tests.helpers.datasets`."""
+    values: dict[str, Any] = {
+        "recipe": "tiny",
+        "name": name,
+        "data": str(data),
+        "storage": str(storage),
+        "runtime": "local",
+        "epochs": 2,
+        "global_batch": 32,
+        "log_every_s": 1e-9,
+        "tasks": TASKS,
+        "augment": Augment(size_px=16, crop="padded", contrast=0.1, saturation=0.1, eval_resize_px=16),
+        "model": GROUP_NORM,
+        "optimizer": Optimizer(name="adam", lr=2e-3, warmup_epochs=0.5, weight_decay=1e-3, clip_norm=5.0),
+        "order": Order(lanes=8, block_row_groups=2),
+        "resources": Resources(workers=1),
+    }
+    return Config(**{**values, **changes})
+
+
+def train(
+    config: Config,
+    dtype: torch.dtype = torch.float64,
+    faults: tuple[Fault, ...] = (),
+    takeover_after_s: float = 10.0,
+    heartbeat_s: float = 0.2,
+) -> Result:
+    """One rank of a job, from the checks to the result, which gets a digest of this rank's parameters beside it."""
+    rank, trained = int(os.environ["RANK"]), list[Trainee]()
+    install(faults, rank)
+    session.acquire = partial(acquire, takeover_after_s=takeover_after_s, heartbeat_s=heartbeat_s)
+    loop = job.train
+
+    def remember(config: Config, trainee: Trainee, *args: Any, **kwargs: Any) -> bool:
+        trained.append(trainee)
+        return loop(config, trainee, *args, **kwargs)
+
+    job.train = remember
+    with LocalRuntime(gpu=False, threads=1, listen=lambda _: None) as runtime:
+        if rank == 0:
+            preflight.check(config)
+            result = local.lead(config, RunConsole(io.StringIO()), runtime, dtype)
+        else:
+            result = local.follow(config, runtime, dtype)
+    return {**result, "digest": digest(trained[0].model) if trained else ""}
+
+
+def digest(model: torch.nn.Module) -> str:
+    """A hash of every bit of the parameters."""
+    total = hashlib.sha256()
+    for parameter in model.parameters():
+        total.update(parameter.detach().contiguous().numpy().tobytes())
+    return total.hexdigest()
+
+
+def saved(config: Config) -> dict[str, Tensor]:
+    """The model of the run's newest commit."""
+    store = open_store(config.storage).child(config.name)
+    record = read(store)
+    assert record is not None
+    found = load_newest(store, record.checkpoints, print)
+    assert found is not None
+    return found[1].files["model"]
+
+
+def rows(config: Config) -> list[dict[str, Any]]:
+    """The run's rows of metrics, of its highest attempt at each step, in order."""
+    store = open_store(config.storage).child(config.name)
+    found: dict[object, dict[str, Any]] = {}
+    for key in sorted(store.list("metrics/"), key=lambda key: (int(key.partition("/a")[2].partition("-")[0]), key)):
+        for line in store.get(key).decode().splitlines():
+            row = json.loads(line)
+            found[row.get("step"), row.get("split"), row["epoch"]] = row
+    return list(found.values())
