@@ -8,6 +8,7 @@ Every field has a role, which says what a resumed run may change:
 """
 
 import difflib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, Self, get_args, get_origin
@@ -43,6 +44,7 @@ def _placement(default: Any, help: str, **limits: Any) -> Any:
     return Field(default, description=help, json_schema_extra={"role": "placement"}, **limits)
 
 
+_TASK_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,62}")  # part of flags, metrics' names and files
 _WHOLE = "whole"  # context of a validation that begins at the root, and so knows every key's path
 
 
@@ -263,6 +265,8 @@ def _contradictions(config: Config) -> Iterator[str]:
     augment = config.augment
     recolours = augment.brightness or augment.contrast or augment.saturation
     for name, task in config.tasks.items():
+        if not _TASK_NAME.fullmatch(name):
+            yield f"tasks.{name}: the name must be a letter, then letters, digits, '_' or '-'"
         if task.flip == "refuse" and augment.flip:
             yield f"augment.flip ({augment.flip}) would falsify task '{name}' (flip=refuse): set it to 0"
         if task.crop == "refuse" and augment.crop == "resized":

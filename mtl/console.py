@@ -54,7 +54,8 @@ class RunConsole:
         """The end of a job: its tables, where the run is, what to do next. Returns the exit status."""
         run = f"{config.storage.rstrip('/')}/{config.name}".removeprefix(f"{Path.cwd()}/")
         if result["status"] == "stopped":
-            self.line(f"stopped after step {result['steps']:,}, committed; rerun the same command to go on")
+            where = f"after step {result['steps']:,}, committed" if result["steps"] else "before the first step"
+            self.line(f"stopped {where}; rerun the same command to go on")
             return 143
         for split, metrics in result["metrics"].items():
             self.table(f"{split}: {config.name}", metrics)

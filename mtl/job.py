@@ -15,6 +15,7 @@ from mtl.attempt import begin_attempt, retain
 from mtl.balancing import Balancer, Static
 from mtl.checkpoint import load_newest, restore_model, save
 from mtl.config import Config
+from mtl.console import counted
 from mtl.data.colour import Standardise
 from mtl.data.manifest import Manifest
 from mtl.data.order import Order
@@ -178,7 +179,8 @@ class Job:
         if warning:
             self._note(warning)
         parameters = sum(p.numel() for p in trainee.model.parameters())
-        self._note(f"attempt {self.attempt.number}: {parameters:,} parameters, {self.runtime.world_size} workers")
+        workers = counted(self.runtime.world_size, "worker")
+        self._note(f"attempt {self.attempt.number}: {parameters:,} parameters, {workers}")
 
     def _evaluate(self, split: str, trainee: Trainee, epoch: int) -> None:
         average_buffers(trainee.model, self.runtime)

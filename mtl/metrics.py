@@ -79,7 +79,7 @@ def regression(sums: Mapping[str, Tensor]) -> dict[str, float]:
 
 
 def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
-    return numerator / denominator.clamp(min=1e-300) * (denominator > 0)
+    return torch.where(denominator > 0, numerator.double() / denominator.double(), 0.0)
 
 
 def _count(label: Tensor) -> Tensor:

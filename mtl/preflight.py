@@ -218,6 +218,7 @@ def _check_task(name: str, task: Task, manifest: Manifest) -> None:
             raise DataError(
                 f"No row of the training split has the label '{task.label}' of task '{name}'.",
                 got=f"{count.nulls} rows, all without it",
+                expected="at least one row with it",
                 do="remove the task, or label some rows",
             )
 

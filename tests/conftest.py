@@ -1,5 +1,6 @@
 """Fixtures for every test: the real data beside the checkout, and buckets on a real S3 server."""
 
+import logging
 import os
 import uuid
 from collections.abc import Iterator
@@ -36,6 +37,27 @@ def sample_images() -> Path:
 def cifar10_tar() -> Path:
     """CIFAR-10, as an xz-compressed tar."""
     return _beside_checkout("cifar10.tar.xz")
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[str]:
+    """The address of a Ray cluster of this process's own, with four CPUs on paper; this process has joined it."""
+    import ray
+    from ray.job_config import JobConfig
+
+    from mtl.on_ray.cluster import ENVIRONMENT
+
+    os.environ.update(ENVIRONMENT)
+    context = ray.init(
+        address="local",
+        num_cpus=4,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        job_config=JobConfig(_py_driver_sys_path=[str(Path(__file__).resolve().parents[1])]),
+    )
+    yield context.address_info["gcs_address"]
+    ray.shutdown()
 
 
 @pytest.fixture

@@ -24,7 +24,8 @@ class Standardise:
         self, statistics: Statistics, augment: Augment | None, device: torch.device, dtype: torch.dtype
     ) -> None:
         self._dtype = dtype
-        self._scale = (torch.tensor(statistics.std, device=device, dtype=dtype) * 255).view(1, 3, 1, 1)
+        # A channel that is constant in all images has no deviation; one step of uint8 stands for it.
+        self._scale = (torch.tensor(statistics.std, device=device, dtype=dtype) * 255).clamp(min=1).view(1, 3, 1, 1)
         self._shift = (torch.tensor(statistics.mean, device=device, dtype=dtype) * 255).view(1, 3, 1, 1)
         self._luma = torch.tensor(_LUMA, device=device, dtype=dtype).view(1, 3, 1, 1)
         self._brightness = augment is not None and augment.brightness > 0

@@ -40,5 +40,8 @@ def open_store(uri: str) -> Store:
 
         return ArrowStore(uri.rstrip("/"))
     raise StoreError(
-        f"No storage is known for the address '{uri}'.", got=uri or "an empty address", expected=_SUPPORTED
+        f"No storage is known for the address '{uri}'.",
+        got=uri or "an empty address",
+        expected=_SUPPORTED,
+        do="correct the address, or copy the data to one of these",
     )

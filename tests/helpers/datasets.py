@@ -91,13 +91,15 @@ def draw(labels: Mapping[str, Value], size_px: int) -> npt.NDArray[np.uint8]:
 
 
 def damage(store: Store, split: str, group: int, row: int) -> None:
-    """Make one image undecodable, as if it had been written so: the checksum is right, the image is not."""
+    """Cut the end off one image, as if it had been written so: the checksum is right, the image is not."""
     index = Index.load(store, split)
     image = bytes(Reader(store, index, ()).read(group).image(row))
     path, offset = index.shard_path[int(index.shard[group])], int(index.offset[group])
     shard = store.get(path)
     at = shard.index(image, offset)
-    shard = shard[:at] + bytes(len(image)) + shard[at + len(image) :]
+    lost = 60
+    stop = at + len(image)
+    shard = shard[: stop - lost] + bytes(lost) + shard[stop:]
     store.put(path, shard)
 
     table = pq.read_table(pa.BufferReader(store.get(INDEX)))

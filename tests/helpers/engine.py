@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -23,6 +24,9 @@ from mtl.trainee import Trainee
 from tests.helpers.faults import Fault, install
 
 Result = dict[str, Any]
+
+EXACT = {"rel": 1e-9, "abs": 1e-9}
+"""What float64 must reach, for `pytest.approx`."""
 
 TASKS = {
     "object": Task(kind="multiclass", label="object", label_smoothing=0.1),
@@ -40,6 +44,8 @@ BATCH_NORM = Model(
     batch_norm="groups",
     batch_norm_groups=4,
 )
+SMALL = Model(backbone="tests.helpers.backbones:small", batch_norm="local")
+"""Of the three, the one that trains fastest."""
 
 
 def tiny_config(data: Path, storage: Path, name: str = "tiny", **changes: Any) -> Config:
@@ -108,12 +114,43 @@ def saved(config: Config) -> dict[str, Tensor]:
     return found[1].files["model"]
 
 
-def rows(config: Config) -> list[dict[str, Any]]:
-    """The run's rows of metrics, of its highest attempt at each step, in order."""
+def rows(config: Config) -> dict[object, dict[str, Any]]:
+    """The run's rows of metrics by step, or by epoch and split; of the highest attempt where several went there."""
     store = open_store(config.storage).child(config.name)
     found: dict[object, dict[str, Any]] = {}
-    for key in sorted(store.list("metrics/"), key=lambda key: (int(key.partition("/a")[2].partition("-")[0]), key)):
+    for key in sorted(store.list("metrics/")):
         for line in store.get(key).decode().splitlines():
             row = json.loads(line)
-            found[row.get("step"), row.get("split"), row["epoch"]] = row
-    return list(found.values())
+            found[row.get("step"), row["epoch"], row.get("split")] = row
+    return found
+
+
+def assert_same_run(got: Config, expected: Config) -> None:
+    """The same samples, and the same losses, metrics and parameters to nine digits."""
+    these, those = rows(got), rows(expected)
+    assert these.keys() == those.keys()
+    for at, row in these.items():
+        for kind in ("loss", "metrics"):
+            assert flat(row.get(kind)) == pytest.approx(flat(those[at].get(kind)), **EXACT)
+    a, b = result_of(got), result_of(expected)
+    for field in ("ledger", "order_id", "steps", "quarantined", "skipped"):
+        assert a[field] == b[field]
+    assert flat(a["metrics"]) == pytest.approx(flat(b["metrics"]), **EXACT)
+    mine, yours = saved(got), saved(expected)
+    assert mine.keys() == yours.keys()
+    for name, tensor in mine.items():
+        torch.testing.assert_close(tensor, yours[name], rtol=1e-9, atol=1e-9, msg=name)
+
+
+def flat(tree: Any, prefix: str = "") -> dict[str, float]:
+    if not isinstance(tree, dict):
+        return {} if tree is None else {prefix: tree}
+    return {name: leaf for key, part in tree.items() for name, leaf in flat(part, f"{prefix}/{key}").items()}
+
+
+def result_of(config: Config) -> Result:
+    """The result of a finished run."""
+    record = read(open_store(config.storage).child(config.name))
+    assert record is not None
+    assert record.result is not None
+    return record.result

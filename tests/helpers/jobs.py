@@ -42,7 +42,7 @@ def job(
     *args: object,
     cwd: Path | None = None,
     env: Mapping[str, str | None] | None = None,
-    timeout_s: float = 120,
+    timeout_s: float = 300,
 ) -> Done:
     """Run jobs/`script`; `env` adds to this process's variables, or removes those that are None."""
     done = subprocess.run(
@@ -91,8 +91,8 @@ def read_until(process: subprocess.Popen[str], text: str) -> list[str]:
 
 
 def without(folder: Path, *modules: str) -> dict[str, str | None]:
-    """Variables of a process that can not import `modules`; `folder` is empty and the test's own."""
-    folder.mkdir()
+    """Variables of a process that can not import `modules`; `folder` is the test's own."""
+    folder.mkdir(exist_ok=True)
     (folder / "sitecustomize.py").write_text(_BLOCKER.format(modules=modules))
     return {"PYTHONPATH": str(folder)}
 

@@ -14,19 +14,26 @@ from torchmetrics.functional.classification import binary_accuracy, binary_f1_sc
 from torchmetrics.functional.classification import multiclass_f1_score as macro_f1
 from torchmetrics.functional.regression import mean_absolute_error, mean_squared_error, r2_score
 
-from mtl.config import Config, Loader, Model, Order
+from mtl.config import Config, Loader, Order
 from mtl.data.manifest import Manifest
 from mtl.parts import build_model, build_specs
 from mtl.store import open_store
 from tests.helpers.damage import spoil
 from tests.helpers.datasets import tiny
-from tests.helpers.engine import BATCH_NORM, rows, saved, tiny_config, train
+from tests.helpers.engine import (
+    BATCH_NORM,
+    EXACT,
+    SMALL,
+    assert_same_run,
+    result_of,
+    saved,
+    tiny_config,
+    train,
+)
 from tests.helpers.ranks import Group, values
 
-EXACT = {"rel": 1e-9, "abs": 1e-9}
 SPOILED = {"train/3", "train/50", "train/111", "val/7", "val/20", "test/0"}
 ROWS = {"train": 200, "val": 49, "test": 30}
-SMALL = Model(backbone="tests.helpers.backbones:small", batch_norm="local")
 
 Run = Callable[..., Config]
 
@@ -71,39 +78,6 @@ def run(folder: Path) -> Run:
         return done[key]
 
     return trained
-
-
-def assert_same_run(got: Config, expected: Config) -> None:
-    """The same samples, and the same losses, metrics and parameters to nine digits."""
-    (these, those), kinds = (rows(got), rows(expected)), ("loss", "metrics")
-    assert len(these) == len(those) > 0
-    for this, that in zip(these, those, strict=True):
-        assert this["epoch"] == that["epoch"]
-        for kind in kinds:
-            assert flat(this.get(kind)) == pytest.approx(flat(that.get(kind)), **EXACT)
-    a, b = result_of(got), result_of(expected)
-    for field in ("ledger", "order_id", "steps", "quarantined", "skipped"):
-        assert a[field] == b[field]
-    assert flat(a["metrics"]) == pytest.approx(flat(b["metrics"]), **EXACT)
-    mine, yours = saved(got), saved(expected)
-    assert mine.keys() == yours.keys()
-    for name, tensor in mine.items():
-        torch.testing.assert_close(tensor, yours[name], rtol=1e-9, atol=1e-9, msg=name)
-
-
-def flat(tree: Any, prefix: str = "") -> dict[str, float]:
-    if not isinstance(tree, dict):
-        return {} if tree is None else {prefix: tree}
-    return {name: leaf for key, part in tree.items() for name, leaf in flat(part, f"{prefix}/{key}").items()}
-
-
-def result_of(config: Config) -> dict[str, Any]:
-    from mtl.record import read
-
-    record = read(open_store(config.storage).child(config.name))
-    assert record is not None
-    assert record.result is not None
-    return record.result
 
 
 KEPT = {"order": Order(lanes=8, block_row_groups=2, keep_tail=True)}

@@ -106,6 +106,7 @@ def test_all_invalid_values_are_reported_at_once() -> None:
     [
         ({"tasks": {}}, "tasks is empty"),
         ({"tasks": {"kind": Task(kind="binary", label="kind", weight=0)}}, "every task has weight 0"),
+        ({"tasks": {"a/b": Task(kind="binary", label="kind")}}, "tasks.a/b: the name must be a letter"),
         ({"global_batch": 34}, "global_batch (34) must be a multiple of order.lanes (4)"),
         ({"resources": Resources(workers=8)}, "resources.workers (8) must be at most order.lanes (4)"),
         ({"resources": Resources(workers=4)}, "must divide model.batch_norm_groups (2)"),

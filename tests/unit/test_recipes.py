@@ -13,9 +13,7 @@ TASK_KIND = {"class": "multiclass", "binary": "binary", "real": "regression", "a
 
 
 def manifest(*kinds: LabelKind, rows: int = 1000, px: tuple[int, int] = (32, 32), name: str = "mine") -> Manifest:
-    labels = {
-        kind: Label(kind=kind, classes=("cat", "dog", "eel") if kind == "class" else None) for kind in kinds
-    }
+    labels = {kind: Label(kind=kind, classes=("cat", "dog", "eel") if kind == "class" else None) for kind in kinds}
     counts = {kind: LabelCount(valid=rows, nulls=0, low=0, high=1) for kind in kinds}
     split = Split(rows=rows, row_groups=1, bytes=1, labels=counts)
     return Manifest(

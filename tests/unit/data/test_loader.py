@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from mtl.config import Augment
 from mtl.data.image import decode
-from mtl.data.loader import EMPTY, OK, QUARANTINED, Batch, Loader, Target
+from mtl.data.keyed import permutation
+from mtl.data.loader import EMPTY, OK, QUARANTINED, Batch, Loader, Target, ledger
 from mtl.data.manifest import Index, Manifest
 from mtl.data.order import Order, slots
 from mtl.data.reader import Reader, RowGroup
@@ -319,6 +320,29 @@ def test_a_damaged_image_keeps_its_position() -> None:
         assert np.isnan([batch.labels[task][slot] for task in ("where", "slope", "raw_where", "raw_slope")]).all()
 
 
+def test_the_ledger_tells_everything_apart_and_adds_up() -> None:
+    positions, ids = np.arange(6), np.arange(6, dtype=np.uint64) * 7
+    status = np.zeros(6, np.uint8)
+    once = ledger(0, positions, ids, status)
+    first, rest = slice(0, 2), slice(2, 6)
+    parts = [ledger(0, positions[part], ids[part], status[part]) for part in (rest, first)]
+    assert sum(parts) % 2**64 == once
+    shuffled = permutation(0, 6)
+    assert ledger(0, positions[shuffled], ids[shuffled], status) == once
+    assert ledger(0, positions[:0], ids[:0], status[:0]) == 0
+    quarantined = status.copy()
+    quarantined[3] = QUARANTINED
+    others = [
+        ledger(1, positions, ids, status),
+        ledger(0, positions + 1, ids, status),
+        ledger(0, positions, ids[::-1], status),
+        ledger(0, positions, ids, quarantined),
+        ledger(0, positions[1:], ids[1:], status[1:]),
+    ]
+    assert len({once, *others}) == 6
+    assert once == 0x5DE562A9B20803DD  # comparable between versions
+
+
 def test_storage_failures_reach_the_consumer() -> None:
     tiny(store := MemoryStore(), rows={"train": 40})
     setup = Setup(store, TrainView(CROPS["none"], 0))
@@ -339,6 +363,7 @@ class Watched:
     setup: Setup
     fail_at: int | None = None
     gate: threading.Event | None = None
+    free_reads: int | None = None
     read_order: list[int] = field(default_factory=list)
     alive: "weakref.WeakValueDictionary[int, RowGroup]" = field(default_factory=weakref.WeakValueDictionary)
     twice: list[int] = field(default_factory=list)
@@ -349,9 +374,13 @@ class Watched:
         self._lock = threading.Lock()
 
     def read(self, number: int) -> RowGroup:
-        group = self._reader.read(number)
         with self._lock:
             self.read_order.append(number)
+            waits = self.gate is not None and self.free_reads is not None and len(self.read_order) > self.free_reads
+        if waits and self.gate is not None:
+            self.gate.wait(PATIENCE_S)
+        group = self._reader.read(number)
+        with self._lock:
             if number in self.alive:
                 self.twice.append(number)
             self.alive[number] = group
@@ -361,7 +390,7 @@ class Watched:
         return self.setup.view.draw(epoch, positions)
 
     def render(self, data: memoryview, out: U8, draws: Draws, at: int) -> None:
-        if self.gate is not None:
+        if self.gate is not None and self.free_reads is None:
             self.gate.wait(PATIENCE_S)
         self.setup.view.render(data, out, draws, at)
         with self._lock:
@@ -399,12 +428,24 @@ def test_row_groups_are_released_after_their_last_batch(plain: Setup, block_row_
     assert not watched.twice
 
 
-def test_what_the_first_batch_needs_is_read_first(plain: Setup) -> None:
-    setup = Setup(plain.store, plain.view, lanes=4, block_row_groups=1)
-    watched = Watched(setup)
-    next(iter(watched.loader(range(5), io_threads=1, prefetch_batches=1)))
-    first = {group for lane in setup.order.epoch(0).lanes for group in lane.block(0).groups.tolist()}
-    assert {*watched.read_order[: len(first)]} == first
+def test_what_a_batch_needs_is_read_first_and_then_the_next_blocks(plain: Setup) -> None:
+    """Of all lanes: none waits for what another reads ahead. What has not begun when it is closed is not read."""
+    setup = Setup(plain.store, plain.view, lanes=2, block_row_groups=3, global_batch=4)
+    lanes = setup.order.epoch(0).lanes
+    first, second = ({group for lane in lanes for group in lane.block(b).groups.tolist()} for b in (0, 1))
+    assert min(len(lane.block(0).rows) for lane in lanes) >= 4  # enough for two batches
+    watched = Watched(setup, gate=(gate := threading.Event()), free_reads=len(first))
+    loader = watched.loader(range(5), io_threads=1, prefetch_batches=1)
+    before = {*threading.enumerate()}
+    source = iter(loader)
+    next(source)
+    eventually(lambda: len(watched.read_order) == len(first) + 1)
+    assert {*watched.read_order[:-1]} == first
+    assert watched.read_order[-1] in second
+    loader.close()
+    gate.set()
+    eventually(lambda: not new_threads(before))
+    assert len(watched.read_order) == len(first) + 1
 
 
 def test_batches_are_prepared_ahead_and_no_further(plain: Setup) -> None:

@@ -1,0 +1,198 @@
+"""Training on Ray: the result of one process, whatever happens to workers and driver on the way."""
+
+import io
+import json
+import os
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mtl.config import Config, Model, Resources
+from mtl.console import RunConsole
+from mtl.errors import DataError, ResourceError
+from tests.helpers.datasets import tiny
+from tests.helpers.jobs import job, read_until, started, tiny_config, write_config
+
+# Ray's own warnings are not ours to mend.
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("ray_cluster")]
+
+AT_FAULT = "tests.helpers.backbones_at_fault"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("ray") / "tiny"
+    tiny(path)
+    return path
+
+
+def trained(config: Config) -> tuple[dict[str, Any], str]:
+    """The result, and what a person saw."""
+    from mtl.on_ray.train import train
+
+    stream = io.StringIO()
+    return train(config, RunConsole(stream)), stream.getvalue()
+
+
+def agrees_with_one_process(result: dict[str, Any], config: Config) -> None:
+    """Whether `result` is that of the same run in this process, undisturbed: samples exactly, metrics closely."""
+    from mtl.local import train
+
+    alone = train(config.model_copy(update={"name": "alone", "runtime": "local"}), RunConsole(io.StringIO()))
+    assert result["ledger"] == alone["ledger"]
+    for split in ("val", "test"):
+        for task, metrics in alone["metrics"][split].items():
+            assert result["metrics"][split][task] == pytest.approx(metrics, rel=1e-2), (split, task)
+
+
+def record(config: Config) -> dict[str, Any]:
+    return json.loads((Path(config.storage) / config.name / "run.json").read_text())
+
+
+def striking(name: str, **args: str | int) -> Model:
+    return Model(backbone=f"{AT_FAULT}:{name}", backbone_args=dict(args))
+
+
+def test_two_workers_give_the_result_of_one_process(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scratch = tmp_path / "scratch"
+
+    @contextmanager
+    def kept(**_: str) -> Generator[str]:
+        scratch.mkdir()
+        yield str(scratch)
+
+    monkeypatch.setattr("mtl.on_ray.train.tempfile.TemporaryDirectory", kept)
+    config = tiny_config(data, tmp_path / "runs")
+    result, said = trained(config)
+    assert result["status"] == record(config)["status"] == "finished"
+    agrees_with_one_process(result, config)
+    assert all(text in said for text in ("starting 2 workers", "2 workers", "step 6/6", "test after epoch 2"))
+    files = [path.name for path in scratch.rglob("*") if path.is_file()]
+    assert files == [".validate_storage_marker"], "Ray holds something of the run"
+
+
+def test_a_killed_worker_costs_nothing_but_time(data: Path, tmp_path: Path) -> None:
+    marker = tmp_path / "killed"
+    config = tiny_config(data, tmp_path / "runs", epochs=3, model=striking("dies_once", marker=str(marker), at=5))
+    result, said = trained(config)
+    assert marker.exists()
+    assert record(config)["attempt"] == 2
+    assert "resumed from the commit of step 3" in said
+    assert " failed: " in said
+    agrees_with_one_process(result, config)
+
+
+def test_an_error_that_no_restart_mends_ends_the_job_at_once(data: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(data, tmp_path / "data"))
+    for shard in (copy / "shards").glob("train-*"):
+        damaged = bytearray(shard.read_bytes())
+        damaged[100:200] = bytes(100)
+        shard.write_bytes(damaged)
+    config = tiny_config(copy, tmp_path / "runs")
+    with pytest.raises(DataError, match="is not what was written") as caught:
+        trained(config)
+    assert caught.value.do
+    left = record(config)
+    assert (left["status"], left["attempt"], left["owner"]) == ("failed", 1, None)
+
+
+def test_more_workers_than_the_cluster_has_room_for(data: Path, tmp_path: Path, ray_cluster: str) -> None:
+    config = tiny_config(data, tmp_path / "runs", resources=Resources(workers=2, cpus_per_worker=3))
+    with pytest.raises(ResourceError, match="too small"):
+        trained(config)
+    path = write_config(tmp_path / "mine.yaml", config)
+    done = job("train.py", "--config", path, "--resources.address", ray_cluster)
+    assert done.status == 2
+    assert "Traceback" not in done.said
+    assert all(text in done.err for text in ("got:      4 CPUs", "expected: 6 CPUs for 2 workers", "do: "))
+    assert not (tmp_path / "runs").exists()
+
+
+def alive(pids: Path) -> list[str]:
+    return [path.name for path in pids.iterdir() if Path("/proc", path.name).exists()]
+
+
+def stopped(config: Config, until: Path, number: signal.Signals, *args: str, **env: str) -> str:
+    """What a job says that is told to stop while its workers are at their third step."""
+    path = write_config(until.with_suffix(".yaml"), config)
+    with started("train.py", "--config", path, *args, env=env) as process:
+        said = read_until(process, "attempt 1: ")
+        process.send_signal(number)
+        said += read_until(process, "stopping: the workers commit first")
+        time.sleep(0.5)
+        until.touch()
+        rest, _ = process.communicate(timeout=300)
+        assert process.returncode == 143, rest
+    return "".join(said) + rest
+
+
+def test_a_stopped_driver_commits_and_goes_on_later(data: Path, tmp_path: Path, ray_cluster: str) -> None:
+    until, pids = tmp_path / "until", tmp_path / "pids"
+    pids.mkdir()
+    model = striking("waits", until=str(until), at=3, pids=str(pids))
+    config = tiny_config(data, tmp_path / "runs", epochs=4, model=model)
+    join = ("--resources.address", ray_cluster)
+    said = stopped(config, until, signal.SIGTERM, *join)
+    assert "committed; rerun the same command to go on" in said
+    assert "Traceback" not in said
+    left = record(config)
+    assert (left["status"], left["owner"]) == ("stopped", None)
+    assert 0 < left["checkpoints"][0]["step"] < 12
+    wait_for_the_end_of(pids)
+
+    resumed = job("train.py", "--config", until.with_suffix(".yaml"), *join)
+    assert (resumed.status, resumed.err) == (0, "")
+    assert f"resumed from the commit of step {left['checkpoints'][0]['step']}" in resumed.out
+    agrees_with_one_process(record(config)["result"], config)
+
+
+def wait_for_the_end_of(pids: Path) -> None:
+    deadline = time.monotonic() + 30
+    while left := alive(pids):
+        assert time.monotonic() < deadline, f"workers outlive their driver: {left}"
+        time.sleep(0.2)
+
+
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """A folder with a short name: below it lie sockets, whose paths may have 107 characters."""
+    path = Path(tempfile.mkdtemp(prefix="mtl-ray-"))
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def using(folder: Path) -> list[str]:
+    """The processes whose command line names `folder`."""
+    found: list[str] = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (process / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if os.fsencode(folder) in command:
+            found.append(f"{process.name} {command[:80]!r}")
+    return found
+
+
+def test_ctrl_c_leaves_nothing_of_a_cluster_started_for_the_job(data: Path, tmp_path: Path, short_folder: Path) -> None:
+    until, pids = tmp_path / "until", tmp_path / "pids"
+    pids.mkdir()
+    model = striking("waits", until=str(until), at=3, pids=str(pids))
+    config = tiny_config(data, tmp_path / "runs", epochs=4, model=model)
+    said = stopped(config, until, signal.SIGINT, RAY_TMPDIR=str(short_folder))
+    assert "Traceback" not in said
+    assert record(config)["status"] == "stopped"
+    wait_for_the_end_of(pids)
+    deadline = time.monotonic() + 30
+    while left := using(short_folder):
+        assert time.monotonic() < deadline, f"processes of Ray outlive the job: {left}"
+        time.sleep(0.2)

@@ -1,0 +1,121 @@
+"""What ranks agree on before each batch, and that nobody waits for it."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from mtl.agreement import Agreed, Every, agreed_batches
+from mtl.data.loader import EMPTY, QUARANTINED, Batch, Loader
+from mtl.runtime import LocalRuntime, Runtime
+from tests.helpers.batches import batch, hide, specs
+from tests.helpers.ranks import Group, values
+
+
+class Recorded:
+    """Rank 0 of one, which notes what happens."""
+
+    rank = 0
+    world_size = 1
+
+    def __init__(self, log: list[str]) -> None:
+        self._log = log
+        self._asked = 0
+
+    def control(self, sums: Tensor) -> "Recorded.Pending":
+        self._asked += 1
+        self._log.append(f"ask {self._asked - 1}")
+        return self.Pending(sums, self._asked - 1, self._log)
+
+    class Pending:
+        def __init__(self, sums: Tensor, number: int, log: list[str]) -> None:
+            self._sums, self._number, self._log = sums, number, log
+
+        def wait(self) -> Tensor:
+            self._log.append(f"answer {self._number}")
+            return self._sums
+
+
+def agreed(batches: list[Batch], log: list[str], **flags: bool) -> Iterator[tuple[Batch, Agreed, float]]:
+    asked = {name: (lambda value=flags.get(name, False): value) for name in ("stop", "commit", "log")}
+    return agreed_batches(cast("Loader", batches), specs(), cast("Runtime", Recorded(log)), **asked)
+
+
+@given(st.integers(0, 5))
+def test_every_batch_comes_once_and_in_order(n: int) -> None:
+    assert [made.step for made, _, _ in agreed([batch(2, step=i) for i in range(n)], [])] == [*range(n)]
+
+
+def test_the_question_for_a_batch_is_asked_before_the_one_ahead_of_it_is_trained_on() -> None:
+    log: list[str] = []
+    for made, _, _ in agreed([batch(2, step=i) for i in range(3)], log):
+        log.append(f"train {made.step}")
+    assert log == [
+        *("ask 0", "ask 1", "answer 0", "train 0"),
+        *("ask 2", "answer 1", "train 1"),
+        *("answer 2", "train 2"),
+    ]
+
+
+def test_counts_are_of_labels_that_are_there() -> None:
+    made = batch(6)
+    hide(made, "object", [0, 1])
+    hide(made, "amount", slice(None))
+    made.status[2], made.status[3] = QUARANTINED, EMPTY
+    ((_, known, waited_s),) = agreed([made], [], commit=True)
+    assert known.counts.tolist() == [4, 6, 6, 0]
+    assert (known.samples, known.quarantined) == (5, 1)
+    assert (known.stop, known.commit, known.log) == (False, True, False)
+    assert waited_s >= 0
+
+
+def ranks_agree() -> list[Any]:
+    """Ranks ask for different things, and have different labels."""
+    with LocalRuntime(gpu=False, threads=1, listen=lambda _: None) as runtime:
+        batches = [batch(4, step=i) for i in range(3)]
+        if runtime.rank == 1:
+            hide(batches[1], "kind", slice(None))
+            batches[2].status[:] = EMPTY
+        found = agreed_batches(
+            cast("Loader", batches),
+            specs(),
+            runtime,
+            stop=lambda: runtime.rank == 1,
+            commit=lambda: runtime.rank == 1,
+            log=lambda: runtime.rank == 0,
+        )
+        return [[a.counts.tolist(), a.samples, a.stop, a.commit, a.log] for _, a, _ in found]
+
+
+def test_all_ranks_know_the_same(tmp_path: Path) -> None:
+    first, second = values(Group(tmp_path / "ranks", 2, ranks_agree).wait())
+    # Any rank may ask to stop; only rank 0 says when to commit and to log.
+    flags = [True, False, True]
+    assert first == second == [[[8] * 4, 8, *flags], [[8, 4, 8, 8], 8, *flags], [[8] * 4, 4, *flags]]
+
+
+def test_every_is_due_once_a_period(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    due = Every(10.0)
+    answers: list[bool] = []
+    for now in (105.0, 110.5, 111.0, 120.0, 121.0, 122.0):  # noqa: B007, the clock
+        answers.append(due())
+    assert answers == [False, True, False, False, True, False]
+    due.restart()
+    now = 131.9
+    assert not due()
+    now = 132.1
+    assert due()
+
+
+def test_types_of_labels() -> None:
+    assert {labels.dtype for labels in batch(1).labels.values()} == {np.dtype(np.int64), np.dtype(np.float32)}
+    assert torch.from_numpy(batch(1).images).dtype == torch.uint8

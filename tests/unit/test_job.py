@@ -1,0 +1,271 @@
+"""One rank's job from the configuration to the result, in this process: what it writes, what it resumes from."""
+
+import io
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+
+from mtl import job, local
+from mtl.attempt import begin_attempt
+from mtl.config import Checkpoint, Config
+from mtl.console import RunConsole
+from mtl.errors import CheckpointError, RunLost, StoreError
+from mtl.job import Job
+from mtl.record import Record, read
+from mtl.runtime import LocalRuntime, Runtime
+from mtl.store import Store, open_store
+from tests.helpers.datasets import tiny
+from tests.helpers.engine import EXACT, SMALL, assert_same_run, result_of, rows, saved, tiny_config
+
+Events = list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("job")
+    tiny(folder / "data")
+    return folder / "data"
+
+
+@pytest.fixture(autouse=True)
+def _as_before() -> Iterator[None]:
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def make(data: Path, tmp_path: Path) -> Callable[..., Config]:
+    """A configuration: two epochs of three steps."""
+
+    def made(name: str = "tiny", **changes: Any) -> Config:
+        return tiny_config(data, tmp_path / "runs", name, **{"model": SMALL, **changes})
+
+    return made
+
+
+def run(config: Config) -> Events:
+    """Run the job; what it told."""
+    events: Events = []
+    with LocalRuntime(gpu=False, threads=1, listen=events.append) as runtime:
+        local.lead(config, RunConsole(io.StringIO()), runtime, torch.float64)
+    return events
+
+
+def store_of(config: Config) -> Store:
+    return open_store(config.storage).child(config.name)
+
+
+def record_of(config: Config) -> Record:
+    record = read(store_of(config))
+    assert record is not None
+    return record
+
+
+def notes(events: Events) -> list[str]:
+    return [event["text"] for event in events if event["kind"] == "note"]
+
+
+def test_a_run_from_beginning_to_end(make: Callable[..., Config]) -> None:
+    config = make()
+    events = run(config)
+    assert [event["kind"] for event in events if event["kind"] != "progress"] == [
+        *("note", "evaluation", "commit"),
+        *("evaluation", "commit", "evaluation"),
+    ]
+    result = result_of(config)
+    assert (result["status"], result["steps"], result["epochs"]) == ("finished", 6, 2.0)
+    assert (result["quarantined"], result["skipped"]) == (0, 0)
+    assert result["parameters"] == sum(tensor.numel() for tensor in saved(config).values())
+    assert set(result["metrics"]) == {"val", "test"}
+    assert torch.are_deterministic_algorithms_enabled()
+
+    record = record_of(config)
+    assert [(c.step, c.epoch, c.samples) for c in record.checkpoints] == [(6, 2, 192), (3, 1, 96)]
+    attempt = json.loads(store_of(config).get("attempts/1.json"))
+    assert (attempt["attempt"], attempt["step"], attempt["workers"]) == (1, 0, 1)
+    evaluations = {at: row for at, row in rows(config).items() if row.get("kind") == "evaluation"}
+    assert [at[1:] for at in cast("list[tuple[Any, ...]]", list(evaluations))] == [(1, "val"), (2, "val"), (2, "test")]
+    assert evaluations[None, 2, "test"]["metrics"] == result["metrics"]["test"]
+    assert evaluations[None, 2, "val"]["metrics"] == result["metrics"]["val"]
+    assert {at[0] for at in cast("list[tuple[Any, ...]]", list(rows(config)))} == {None, *range(1, 7)}
+
+
+def test_training_learns_something(make: Callable[..., Config]) -> None:
+    config = make(epochs=8)
+    run(config)
+    first, last = (rows(config)[None, epoch, "val"]["metrics"] for epoch in (1, 8))
+    assert all(last[task]["loss"] < first[task]["loss"] for task in ("object", "kind", "angle", "amount"))
+    assert last["kind"]["accuracy"] > 0.8
+
+
+class Crash(Exception):
+    pass
+
+
+def crash_at_step(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """The process of the next run dies before it begins to write the commit of `step`."""
+    save = job.save
+
+    def dying(store: Store, path: str, *args: Any) -> str:
+        if f"step-{step:09d}-a1" in path:
+            raise Crash
+        return save(store, path, *args)
+
+    monkeypatch.setattr(job, "save", dying)
+
+
+def test_a_damaged_commit_is_left_out_loudly(make: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, config = make("whole"), make(checkpoint=Checkpoint(every_s=1e-9))
+    run(whole)
+    crash_at_step(monkeypatch, 5)
+    with pytest.raises(Crash):
+        run(config)
+    newest, before = record_of(config).checkpoints
+    assert (newest.step, before.step) == (4, 3)
+    key = f"{newest.path}/optimizer.safetensors"
+    data = bytearray(store_of(config).get(key))
+    data[-1] ^= 1
+    store_of(config).put(key, bytes(data))
+    told = notes(run(config))
+    assert any("checkpoint of step 4 is not used" in note for note in told)
+    assert "resumed from the commit of step 3" in told
+    assert_same_run(config, whole)
+
+
+def test_only_damaged_commits_are_an_error(make: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
+    config = make()
+    crash_at_step(monkeypatch, 6)
+    with pytest.raises(Crash):
+        run(config)
+    (commit,) = record_of(config).checkpoints
+    store_of(config).delete(f"{commit.path}/state.json")
+    with pytest.raises(CheckpointError, match="No checkpoint of the run"):
+        run(config)
+    assert record_of(config).status == "failed"
+
+
+def test_another_order_is_refused(make: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
+    crash_at_step(monkeypatch, 6)
+    with pytest.raises(Crash):
+        run(make())
+    with pytest.raises(CheckpointError, match="another order of samples"):
+        run(make(seed=1))
+
+
+def test_another_model_is_refused(make: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
+    crash_at_step(monkeypatch, 6)
+    with pytest.raises(Crash):
+        run(make())
+    with pytest.raises(CheckpointError, match="another model"):
+        run(make(model=SMALL.model_copy(update={"head_hidden": 3})))
+
+
+def test_more_epochs_go_on_from_an_unfinished_run(make: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
+    crash_at_step(monkeypatch, 6)
+    with pytest.raises(Crash):
+        run(make())
+    run(make(epochs=3))
+    assert result_of(make())["steps"] == 9
+
+
+def test_a_finished_run_whose_end_was_not_recorded_only_needs_its_test(
+    make: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, whole = make(), make("whole")
+    run(whole)
+    with monkeypatch.context() as patch:
+        patch.setattr(Job, "_flush", refuse_after(Job._flush, 2))
+        with pytest.raises(Crash):
+            run(config)
+    assert record_of(config).status == "failed"
+    told = run(config)
+    assert [event["split"] for event in told if event["kind"] == "evaluation"] == ["test"]
+    assert result_of(config)["metrics"]["val"] == pytest.approx(result_of(whole)["metrics"]["val"])
+    assert_same_run(config, whole)
+
+
+def refuse_after(function: Callable[..., Any], times: int) -> Callable[..., Any]:
+    calls = iter(range(times))
+
+    def limited(*args: Any) -> Any:
+        if next(calls, None) is None:
+            raise Crash
+        return function(*args)
+
+    return limited
+
+
+def test_a_newer_attempt_stops_this_one(make: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
+    config = make()
+    save = job.save
+
+    def overtaken(store: Store, *args: Any) -> str:
+        owner = record_of(config).owner
+        assert owner is not None
+        begin_attempt(store, owner.id)
+        return save(store, *args)
+
+    monkeypatch.setattr(job, "save", overtaken)
+    with pytest.raises(RunLost, match="Attempt 1 of run 'tiny' was replaced"):
+        run(config)
+    assert record_of(config).checkpoints == ()
+
+
+def test_old_checkpoints_that_can_not_be_deleted_do_not_stop_a_run(
+    make: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(store: Store, record: Record) -> None:
+        raise StoreError("The disk is in a bad mood.")
+
+    monkeypatch.setattr(job, "retain", failing)
+    assert sum("could not be deleted" in note for note in notes(run(make()))) == 2
+
+
+class Odd:
+    """A rank of two whose peer has loaded the checkpoint of another step."""
+
+    rank, world_size, device = 1, 2, torch.device("cpu")
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        return 2 * values + 3
+
+    def emit(self, event: dict[str, Any]) -> None:
+        pass
+
+
+def test_ranks_that_load_different_checkpoints_stop(make: Callable[..., Config]) -> None:
+    with pytest.raises(CheckpointError, match="could not load the same checkpoint"):
+        Job(make(), cast("Runtime", Odd()), "").run()
+
+
+@pytest.mark.parametrize(
+    ("world_size", "max_micro_batch", "groups", "expected"),
+    [(1, None, None, 32), (3, None, None, 12), (4, 100, None, 8), (4, 5, None, 5), (1, None, 2, 64), (1, 40, 2, 32)],
+)
+def test_a_micro_batch_holds_whole_groups(
+    make: Callable[..., Config], world_size: int, max_micro_batch: int | None, groups: int | None, expected: int
+) -> None:
+    changes: dict[str, Any] = {"max_micro_batch": max_micro_batch}
+    if groups:
+        model = SMALL.model_copy(update={"batch_norm": "groups", "batch_norm_groups": groups})
+        changes |= {"model": model, "global_batch": 64}
+    runtime = Odd()
+    runtime.world_size = world_size
+    assert Job(make(**changes), cast("Runtime", runtime), "")._micro_batch() == expected
+
+
+def test_a_run_can_be_repeated_bit_by_bit(make: Callable[..., Config]) -> None:
+    first, second = make("first"), make("second")
+    run(first)
+    torch.manual_seed(123)
+    run(second)
+    assert all(tensor.equal(saved(second)[name]) for name, tensor in saved(first).items())
+    assert result_of(first)["ledger"] == result_of(second)["ledger"]
+    other = make("other", seed=1)
+    run(other)
+    assert result_of(first)["ledger"] != result_of(other)["ledger"]
+    assert result_of(first)["metrics"] != pytest.approx(result_of(other)["metrics"], **EXACT)
