@@ -1,5 +1,7 @@
 """What a person sees of a run: progress with the time left, evaluations as tables, notes. The same lines in a log."""
 
+import io
+import os
 import sys
 import time
 from pathlib import Path
@@ -18,7 +20,8 @@ class RunConsole:
     """Shows the events of a run; `__call__` is the listener that a runtime takes."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
-        where = stream or sys.stdout
+        # Under torchrun every rank runs the script; the first one speaks.
+        where = stream or (sys.stdout if os.environ.get("RANK", "0") == "0" else io.StringIO())
         self._console = Console(file=where, width=None if where.isatty() else 120, highlight=False, soft_wrap=True)
         self._began = time.monotonic()
 

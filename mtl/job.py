@@ -121,9 +121,7 @@ class Job:
             return max(limit // group, 1) * group
         return limit
 
-    def _resume(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, balancer: Balancer, order: Order
-    ) -> Position:
+    def _resume(self, model: nn.Module, optimizer: torch.optim.Optimizer, balancer: Balancer, order: Order) -> Position:
         # Every rank reads the same list: nobody can commit before all ranks have begun.
         record = self.attempt.record if self.attempt else read(self.store)
         self.damaged: tuple[Commit, ...] = ()

@@ -27,9 +27,7 @@ def train(config: Config, console: RunConsole) -> Result:
         return lead(config, console, runtime) if runtime.rank == 0 else follow(config, runtime)
 
 
-def lead(
-    config: Config, console: RunConsole, runtime: LocalRuntime, dtype: torch.dtype = torch.float32
-) -> Result:
+def lead(config: Config, console: RunConsole, runtime: LocalRuntime, dtype: torch.dtype = torch.float32) -> Result:
     """Rank 0's part: own the run, tell the others under which id, train."""
     told = False
 

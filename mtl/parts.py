@@ -15,6 +15,7 @@ from mtl.data.manifest import Index, Manifest
 from mtl.data.order import Order
 from mtl.data.reader import Reader
 from mtl.data.transforms import EvalView, TrainView
+from mtl.errors import ConfigError
 from mtl.loop import evaluate
 from mtl.model import MultiTaskModel, build_backbone
 from mtl.model.batchnorm import apply_policy, has_batch_norm
@@ -33,12 +34,22 @@ def build_specs(config: Config, manifest: Manifest) -> list[TaskSpec]:
 
 
 def build_model(config: Config, specs: list[TaskSpec], dtype: torch.dtype = torch.float32) -> MultiTaskModel:
-    """The model with initial weights that depend on the seed alone."""
+    """The model with initial weights that depend on the seed alone.
+
+    Raises:
+        ConfigError: the backbone can not be built, or its batch norm does not go with the rest of the configuration.
+    """
     torch.manual_seed(key("init", config.seed) >> 1)
     backbone, features = build_backbone(config.model.backbone, config.model.backbone_args, config.augment.size_px)
     model = MultiTaskModel(
         backbone, features, {s.name: s.outputs for s in specs}, config.model.head_hidden, config.model.dropout
     )
+    if config.order.keep_tail and config.model.batch_norm != "frozen" and has_batch_norm(model):
+        raise ConfigError(
+            "An incomplete batch would spoil the statistics of batch norm: its empty rows are blank images.",
+            got="order.keep_tail, and a model with batch norm",
+            do="leave order.keep_tail out, or use a model without batch norm, or model.batch_norm=frozen",
+        )
     apply_policy(model, config.model.batch_norm, config.global_batch // config.model.batch_norm_groups)
     return model.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
 

@@ -22,7 +22,7 @@ def small(norm: str = "group") -> nn.Module:
 
 
 class Backwards(nn.Module):
-    """Images [n, 3, 16, 16] to features [n, 64]: several buckets of gradients, made in another order than registered."""
+    """Images [n, 3, 16, 16] to features [n, 64]: several buckets of gradients, in another order than registered."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -25,7 +25,7 @@ from tests.helpers.faults import Fault, install
 
 Result = dict[str, Any]
 
-EXACT = {"rel": 1e-9, "abs": 1e-9}
+EXACT: dict[str, Any] = {"rel": 1e-9, "abs": 1e-9}
 """What float64 must reach, for `pytest.approx`."""
 
 TASKS = {

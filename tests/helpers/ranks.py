@@ -27,8 +27,8 @@ _LIMIT_S = 120.0
 class Outcome:
     """How one rank ended.
 
-    `value` is what its function returned; `error` the name of the exception it raised, `text` its traceback. None and ''
-    where it was killed.
+    `value` is what its function returned; `error` the name of the exception it raised, `text` its traceback. A rank
+    that was killed has none of them.
     """
 
     exitcode: int | None

@@ -131,7 +131,7 @@ def test_exact_evaluation(run: Run, data: Path, split: str, world_size: int) -> 
         return outputs[task][here], labels[task][here]
 
     output, label = valid("object")
-    scores = {"target": label.long(), "num_classes": 3}
+    scores: dict[str, Any] = {"target": label.long(), "num_classes": 3}
     assert got["object"]["accuracy"] == pytest.approx(float(multiclass_accuracy(output, average="micro", **scores)))
     assert got["object"]["recall"] == pytest.approx(float(multiclass_accuracy(output, average="macro", **scores)))
     assert got["object"]["f1"] == pytest.approx(float(macro_f1(output, average="macro", **scores)))

@@ -72,18 +72,17 @@ def test_zombie_can_not_commit(config: Config, tmp_path: Path) -> None:
     assert_same_run(config, alone)
 
 
-def launched(processes: int, config: Config, file: Path) -> subprocess.CompletedProcess[str]:
+def torchrun(config: Config, file: Path) -> subprocess.CompletedProcess[str]:
     file.write_text(config.to_yaml())
-    launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--standalone"] if processes else []
-    command = [sys.executable, *launcher, str(ROOT / "jobs/train.py"), "--config", str(file)]
+    launcher = ["torch.distributed.run", "--nproc-per-node=2", "--standalone"]
+    command = [sys.executable, "-m", *launcher, str(ROOT / "jobs/train.py"), "--config", str(file)]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [0, 2])
-def test_finished_job_shows_its_result_again(config: Config, tmp_path: Path, processes: int) -> None:
-    config = config.model_copy(update={"name": f"job-{processes}"})
-    first, second = (launched(processes, config, tmp_path / "config.yaml") for _ in range(2))
+def test_finished_job_shows_its_result_again_under_torchrun(config: Config, tmp_path: Path) -> None:
+    config = config.model_copy(update={"name": "job"})
+    first, second = (torchrun(config, tmp_path / "config.yaml") for _ in range(2))
     assert first.returncode == second.returncode == 0, first.stderr + second.stderr
     assert "is finished; this is its result" not in first.stdout
     assert "is finished; this is its result" in second.stdout
@@ -91,6 +90,6 @@ def test_finished_job_shows_its_result_again(config: Config, tmp_path: Path, pro
     record = read(open_store(config.storage).child(config.name))
     assert record is not None
     assert (record.status, record.attempt) == ("finished", 1)
+    # Two ranks ran the script, and one of them spoke.
     ledger = result_of(config)["ledger"]
-    assert ledger in first.stdout
-    assert ledger in second.stdout
+    assert first.stdout.count(ledger) == second.stdout.count(ledger) == 1

@@ -19,7 +19,7 @@ from mtl.record import Record, read
 from mtl.runtime import LocalRuntime, Runtime
 from mtl.store import Store, open_store
 from tests.helpers.datasets import tiny
-from tests.helpers.engine import EXACT, SMALL, assert_same_run, result_of, rows, saved, tiny_config
+from tests.helpers.engine import SMALL, assert_same_run, result_of, rows, saved, tiny_config
 
 Events = list[dict[str, Any]]
 
@@ -184,7 +184,6 @@ def test_a_finished_run_whose_end_was_not_recorded_only_needs_its_test(
     assert record_of(config).status == "failed"
     told = run(config)
     assert [event["split"] for event in told if event["kind"] == "evaluation"] == ["test"]
-    assert result_of(config)["metrics"]["val"] == pytest.approx(result_of(whole)["metrics"]["val"])
     assert_same_run(config, whole)
 
 
@@ -218,7 +217,7 @@ def test_a_newer_attempt_stops_this_one(make: Callable[..., Config], monkeypatch
 def test_old_checkpoints_that_can_not_be_deleted_do_not_stop_a_run(
     make: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def failing(store: Store, record: Record) -> None:
+    def failing(*_: object) -> None:
         raise StoreError("The disk is in a bad mood.")
 
     monkeypatch.setattr(job, "retain", failing)
@@ -268,4 +267,4 @@ def test_a_run_can_be_repeated_bit_by_bit(make: Callable[..., Config]) -> None:
     other = make("other", seed=1)
     run(other)
     assert result_of(first)["ledger"] != result_of(other)["ledger"]
-    assert result_of(first)["metrics"] != pytest.approx(result_of(other)["metrics"], **EXACT)
+    assert result_of(first)["metrics"] != result_of(other)["metrics"]

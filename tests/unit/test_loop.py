@@ -25,7 +25,7 @@ from tests.helpers.backbones import small
 from tests.helpers.batches import CPU, STATISTICS, batch, counts, gradients, hide, rows, specs, trainee
 from tests.helpers.engine import TASKS
 
-EXACT = {"rtol": 1e-11, "atol": 1e-12}
+EXACT: dict[str, Any] = {"rtol": 1e-11, "atol": 1e-12}
 PLAIN = Optimizer(name="sgd", lr=1.0, momentum=0.0)
 STILL = Optimizer(name="sgd", lr=1e-300, momentum=0.0)
 EPOCH = ["epoch 1", "commit 4"]
@@ -214,7 +214,7 @@ class Journal:
 
     def train(self, batches: list[Batch], position: Position | None = None, **changes: Any) -> tuple[bool, Position]:
         """Train on `batches`, an epoch of four; `told` gets what happens besides steps."""
-        settings = {"epochs": 2, "global_batch": 8, "log_every_s": 1e9, "tasks": TASKS, **changes}
+        settings: dict[str, Any] = {"epochs": 2, "global_batch": 8, "log_every_s": 1e9, "tasks": TASKS, **changes}
         order = Order(lanes=8)
         model = Model(backbone="tests.helpers.backbones:small", batch_norm="local")
         config = Config(recipe="t", name="t", data="d", order=order, model=model, **settings)

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ def columns(pairs: list[tuple[int, int]]) -> tuple[torch.Tensor, torch.Tensor]:
 def test_multiclass(pairs: list[tuple[int, int]]) -> None:
     label, predicted = columns(pairs)
     got = metrics.multiclass(metrics.confusion(label, predicted, C))
-    macro = {"preds": predicted, "target": label, "num_classes": C, "average": "macro"}
+    macro: dict[str, Any] = {"preds": predicted, "target": label, "num_classes": C, "average": "macro"}
     expected = {
         "accuracy": oracle.multiclass_accuracy(predicted, label, C, average="micro"),
         "precision": oracle.multiclass_precision(**macro),

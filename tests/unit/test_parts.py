@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from mtl.config import Augment, Model
+from mtl.config import Augment, Model, Order
 from mtl.data.manifest import Manifest
+from mtl.errors import ConfigError
 from mtl.parts import average_buffers, build_model, build_specs, rank_invariant, targets
 from mtl.runtime import LocalRuntime
 from mtl.store import open_store
@@ -72,6 +73,14 @@ def test_what_depends_on_the_number_of_workers_is_said(
     config = tiny_config(data, data, model=model, augment=view, global_batch=64)
     said = rank_invariant(config, build_model(config, specs))
     assert said is None if reason is None else said is not None and reason in said
+
+
+def test_an_incomplete_batch_does_not_go_with_batch_norm(data: Path, specs: list[TaskSpec]) -> None:
+    kept = Order(lanes=8, keep_tail=True)
+    for model in (GROUP_NORM, BATCH_NORM.model_copy(update={"batch_norm": "frozen"})):
+        build_model(tiny_config(data, data, model=model, global_batch=64, order=kept), specs)
+    with pytest.raises(ConfigError, match="would spoil the statistics of batch norm"):
+        build_model(tiny_config(data, data, model=BATCH_NORM, global_batch=64, order=kept), specs)
 
 
 def averaged(dtype: torch.dtype) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from tests.helpers.batches import CPU, trainee
 from tests.helpers.engine import digest
 from tests.helpers.ranks import Group, values
 
-EXACT = {"rtol": 1e-12, "atol": 1e-12}
+EXACT: dict[str, Any] = {"rtol": 1e-12, "atol": 1e-12}
 
 
 def state(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -1,6 +1,7 @@
 """Batch norm in fixed groups equals batch norm of separate batches, and leaves the average of their statistics."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from mtl.errors import ConfigError
 from mtl.model.batchnorm import GroupBatchNorm, apply_policy, freeze, has_batch_norm
 from tests.helpers.backbones import one_dimensional, small
 
-EXACT = {"rtol": 1e-12, "atol": 1e-12}
+EXACT: dict[str, Any] = {"rtol": 1e-12, "atol": 1e-12}
 
 
 def pair(group_size: int, momentum: float = 0.1) -> tuple[nn.Module, nn.BatchNorm2d]:
