@@ -5,12 +5,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mtl.config import Config, Task, differences, parse
+from mtl.config import Config, Task, parse
 from mtl.console import counted
 from mtl.data.manifest import Index, LabelKind, Manifest
 from mtl.data.order import Order
 from mtl.errors import CheckpointError, ConfigError, DataError, NotFound, RunError
 from mtl.record import Record, read
+from mtl.schema import differences
 from mtl.store import Store, open_store
 
 _FITS: dict[str, tuple[LabelKind, ...]] = {

@@ -10,7 +10,7 @@ SHAPES = Config(
     recipe="shapes",
     name="shapes",
     data="data/shapes",
-    epochs=6,
+    epochs=7,
     global_batch=64,
     tasks={
         "shape": Task(kind="multiclass", label="shape", weight=2.0, crop="refuse"),

@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # A module imports only modules of its own rank or a lower one. A name stands for itself and for all modules below it.
 RANKS = {
     "mtl.errors": 0,
+    "mtl.schema": 1,
     "mtl.config": 1,
     "mtl.store": 1,
     "mtl.progress": 1,
@@ -39,12 +40,12 @@ RANKS = {
     "mtl.trainee": 5,
     "mtl.loop": 5,
     "mtl.arguments": 6,
+    "mtl.embedded": 6,
     "mtl.evaluation": 6,
     "mtl.job": 6,
     "mtl.local": 6,
     "mtl.parts": 6,
     "mtl.preview": 6,
-    "mtl.report": 6,
     "mtl.session": 6,
     "mtl.on_ray": 7,
     "jobs": 8,
@@ -61,6 +62,7 @@ CONFINED = {
 # What the checks before a run are made of: they answer at once because neither torch nor ray is loaded.
 TORCH_FREE = (
     "mtl.errors",
+    "mtl.schema",
     "mtl.config",
     "mtl.store",
     "mtl.progress",
@@ -73,6 +75,7 @@ TORCH_FREE = (
     "mtl.attempt",
     "mtl.preflight",
     "mtl.arguments",
+    "mtl.embedded",
     "mtl.data.files",
     "mtl.data.image",
     "mtl.data.keyed",

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from mtl import recipes
-from mtl.config import Augment, Config, Model, Optimizer, Order, Resources, Task, differences, load, parse
+from mtl.config import Augment, Config, Model, Optimizer, Order, Resources, Task, load, parse
 from mtl.errors import ConfigError
+from mtl.schema import differences
 from tests.helpers.jobs import tiny_config
 
 BASE = tiny_config("data", "runs")

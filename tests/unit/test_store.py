@@ -18,6 +18,7 @@ from moto.server import ThreadedMotoServer
 from mtl.errors import AccessDenied, Conflict, MtlError, NotFound, StoreError
 from mtl.store import LocalStore, Store, open_store
 from mtl.store.arrow import ArrowStore
+from mtl.store.s3 import S3Store
 from tests.helpers.store_contract import LARGE_BYTES, StoreContract
 
 SECRET = "canary-secret-of-this-test"
