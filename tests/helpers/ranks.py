@@ -20,7 +20,7 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["mtl.local", "tests.helpers.engine"])
 
 _GRACE_S = 10.0  # for the ranks that are left, once one has died
-_LIMIT_S = 120.0
+_LIMIT_S = 300.0
 
 
 @dataclass(frozen=True)

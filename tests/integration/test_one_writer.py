@@ -33,7 +33,7 @@ def job(folder: Path, config: Config, world_size: int, lease: tuple[float, float
 
 
 def until(condition: object) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while not condition():  # type: ignore[operator]
         assert time.monotonic() < deadline
         time.sleep(0.02)
