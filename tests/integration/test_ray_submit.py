@@ -140,7 +140,7 @@ def test_nobody_submits_without_the_token(head: Head, token: str) -> None:
 @pytest.mark.slow
 def test_the_quickstart_unaided(head: Head) -> None:
     """`ray job submit -- python jobs/train.py shapes`, with its data set still to be drawn."""
-    done = head.submit("python", "jobs/train.py", "shapes", "--name", "quickstart")
+    done = head.submit("python", "jobs/train.py", "shapes", "--name", "quickstart", "--epochs", "1")
     assert done.returncode == 0, done.stdout
     assert (head.home / "mtl" / "data" / "shapes" / "manifest.json").exists()
     assert "test: quickstart" in done.stdout
