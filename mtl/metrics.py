@@ -70,7 +70,7 @@ def regression(sums: Mapping[str, Tensor]) -> dict[str, float]:
     """Mean absolute error, root mean squared error, and R2 (0 where the labels do not vary)."""
     n = sums["n"]
     spread = sums["label_squared"] - _ratio(sums["label"].square(), n)
-    varies = bool(spread > _ROUNDING * sums["label_squared"])
+    varies = bool(spread > (_ROUNDING * sums["label_squared"]).clamp(min=torch.finfo(torch.float64).tiny))
     return {
         "mae": _ratio(sums["absolute"], n).item(),
         "rmse": _ratio(sums["squared"], n).sqrt().item(),

@@ -12,18 +12,20 @@ from tests.helpers.backbones import small
 
 
 class _Struck(nn.Module):
-    """`small`, but `strike` is called ahead of its `at`-th forward in training (from 0)."""
+    """`small`, but `strike` is called ahead of its `at`-th forward in training (from 0); later ones wait `pace_s`."""
 
-    def __init__(self, at: int, strike: Callable[[], None]) -> None:
+    def __init__(self, at: int, strike: Callable[[], None], pace_s: float = 0.0) -> None:
         super().__init__()
         self.inner = small()
-        self._at, self._strike = at, strike
+        self._at, self._strike, self._pace_s = at, strike, pace_s
         self._seen = 0
 
     def forward(self, images: Tensor) -> Tensor:
         if self.training:
             if self._seen == self._at:
                 self._strike()
+            elif self._seen > self._at:
+                time.sleep(self._pace_s)
             self._seen += 1
         return self.inner(images)
 
@@ -42,11 +44,14 @@ def dies_once(marker: str, at: int) -> nn.Module:
 
 
 def waits(until: str, at: int, pids: str) -> nn.Module:
-    """Waits for the file `until`; leaves a file named after its process in the folder `pids`."""
+    """Waits for the file `until`, and is slow from then on: what was asked meanwhile is heard before the last step.
+
+    Leaves a file named after its process in the folder `pids`.
+    """
     Path(pids, str(os.getpid())).touch()
 
     def strike() -> None:
         while not Path(until).exists():
             time.sleep(0.05)
 
-    return _Struck(at, strike)
+    return _Struck(at, strike, pace_s=0.3)

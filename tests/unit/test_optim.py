@@ -14,7 +14,7 @@ from mtl.optim import build_optimizer, learning_rate
 SHAPES = st.builds(
     Optimizer,
     lr=st.floats(1e-5, 10),
-    warmup_epochs=st.floats(0, 5),
+    warmup_epochs=st.floats(0, 5, allow_subnormal=False),
     schedule=st.sampled_from(["cosine", "linear", "constant"]),
 )
 
