@@ -192,7 +192,7 @@ class Config(Section):
 
     def to_yaml(self) -> str:
         """This configuration as YAML that `load` reads back to an equal value."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
 
 def _contradictions(config: Config) -> Iterator[str]:

@@ -7,7 +7,7 @@ from typing import Any, Union, get_args, get_origin
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
@@ -59,6 +59,7 @@ def test_saved_and_loaded_back_it_is_the_same(config: Config, tmp_path: Path) ->
 
 
 @given(lr=POSITIVE, weight=POSITIVE, seed=st.integers(0, 2**70), clip=st.none() | POSITIVE, name=st.text(min_size=1))
+@example(lr=0.1, weight=1.0, seed=0, clip=None, name="next\x85line")
 def test_any_value_survives_the_file(lr: float, weight: float, seed: int, clip: float | None, name: str) -> None:
     optimizer = Optimizer(lr=lr, clip_norm=clip)
     tasks = {"task": Task(kind="regression", label=name, weight=weight)}
