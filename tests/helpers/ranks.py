@@ -3,7 +3,6 @@
 import json
 import multiprocessing
 import os
-import socket
 import time
 import traceback
 import warnings
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 # The server imports torch once and forks every rank, so that a rank starts in milliseconds.
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -42,10 +42,11 @@ class Group:
 
     def __init__(self, folder: Path, world_size: int, function: Callable[..., Any], *args: Any) -> None:
         folder.mkdir(parents=True)
-        port = _free_port()
+        # As under torchrun, the parent serves the store: the system picks its port, so nobody can take it meanwhile.
+        self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         self._files = [folder / f"rank-{rank}.json" for rank in range(world_size)]
         self.processes: list[BaseProcess] = [
-            _CONTEXT.Process(target=_rank, args=(rank, world_size, port, file, function, args), daemon=True)
+            _CONTEXT.Process(target=_rank, args=(rank, world_size, self._store.port, file, function, args), daemon=True)
             for rank, file in enumerate(self._files)
         ]
         for process in self.processes:
@@ -93,6 +94,8 @@ def _rank(
         MASTER_PORT=str(port),
         GLOO_SOCKET_IFNAME="lo",
         TORCHELASTIC_RUN_ID="tests",
+        TORCHELASTIC_USE_AGENT_STORE="True",
+        TORCHELASTIC_RESTART_COUNT="0",
     )
     warnings.simplefilter("error")
     torch.set_num_threads(1)
@@ -105,9 +108,3 @@ def _rank(
     part.rename(file)
     if "error" in outcome:
         os._exit(1)  # threads and peers that wait for something that never comes are not waited for
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

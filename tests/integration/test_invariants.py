@@ -1,6 +1,7 @@
 """One result, whatever the number of workers: training, its metrics and evaluation, in real processes."""
 
 import io
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -62,12 +63,13 @@ def sparse(folder: Path) -> Path:
 def run(folder: Path) -> Run:
     """Train on W workers; the ranks must agree on everything. Equal runs are trained once."""
     done: dict[str, Config] = {}
+    count = itertools.count()
 
     def trained(data: Path, world_size: int, **changes: Any) -> Config:
         config = tiny_config(data, folder / "runs", loader=Loader(error_budget=0.1), **changes)
-        name = f"run-{len(done)}"
         key = f"{world_size} {config.to_yaml()}"
         if key not in done:
+            name = f"run-{next(count)}"
             config = config.model_copy(update={"name": name})
             results = values(Group(folder / name, world_size, train, config).wait())
             for result in results:
