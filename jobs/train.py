@@ -16,6 +16,12 @@ def main() -> int:
     asked = arguments.parse(sys.argv[1:])
     config, console = asked.config, RunConsole()
     console.line(f"run '{config.name}' of recipe {config.recipe} on {config.runtime}, kept in {config.storage}")
+    if asked.dry_run:
+        from mtl import doctor, findings
+
+        found = findings.examine(doctor.dry_run(doctor.Case(config)), console.line)
+        return findings.conclude(found, console.line)
+
     embedded.ensure(config)
     plan = preflight.check(config)
     for line in plan.describe(config):

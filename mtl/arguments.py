@@ -4,6 +4,7 @@ import os
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from textwrap import indent
 from typing import Annotated
 
 import tyro
@@ -32,12 +33,13 @@ options (all of them, with their defaults: python jobs/train.py RECIPE --help)
   --resources.workers N       data-parallel workers; --resources.gpu gives each a GPU
   --epochs N  --optimizer.lr X  --tasks.NAME.weight X  --global-batch N ...
   --preview FILE.png          draw augmented samples with their labels, and stop
+  --dry-run                   check everything that can be checked without training, data or not, and stop
 
 examples
   python jobs/train.py shapes --epochs 3
   python jobs/train.py cifar10 --data s3://bucket/cifar10 --storage s3://bucket/runs
   python jobs/train.py auto --data data/mine --preview mine.png
-  ray job submit --working-dir . -- python jobs/train.py shapes
+  python jobs/submit.py -- train shapes
 """
 
 
@@ -48,10 +50,12 @@ class Arguments:
     Args:
         config: the configuration.
         preview: draw augmented samples with their labels into this PNG file, and stop.
+        dry_run: check everything that can be checked without training, data or not, and stop.
     """
 
     config: Annotated[Config, tyro.conf.arg(name="")]
     preview: Path | None = None
+    dry_run: bool = False
 
 
 def parse(argv: list[str]) -> Arguments:
@@ -61,9 +65,31 @@ def parse(argv: list[str]) -> Arguments:
         ConfigError: an unknown recipe, a bad file, values that contradict each other.
         DataError: `auto` on something that is no data set.
     """
+    base, rest = _base(argv, _HELP)
+    about = recipes.DESCRIPTIONS.get(argv[0])
+    asked = tyro.cli(Arguments, default=Arguments(base), args=rest, prog=f"train.py {argv[0]}", description=about)
+    return replace(asked, config=_at_home(asked.config))
+
+
+def parse_config(argv: list[str], job: str, usage: str) -> Config:
+    """The configuration that another job than jobs/train.py is to work on, given as it is to jobs/train.py.
+
+    Args:
+        job: name of the script.
+        usage: its help; `{recipes}` in it becomes the list of recipes.
+
+    Raises:
+        ConfigError, DataError: as `parse`.
+    """
+    base, rest = _base(argv, usage)
+    about = recipes.DESCRIPTIONS.get(argv[0])
+    return _at_home(tyro.cli(Config, default=base, args=rest, prog=f"{job} {argv[0]}", description=about))
+
+
+def _base(argv: list[str], usage: str) -> tuple[Config, list[str]]:
+    """The configuration that the first argument names, and the arguments that change it."""
     if not argv or argv[0] in ("-h", "--help"):
-        listed = "\n".join(f"  {name:<10}{about}" for name, about in recipes.ABOUT.items())
-        sys.stdout.write(_HELP.format(recipes=listed))
+        sys.stdout.write(usage.format(recipes=indent(recipes.listed(), "  ")))
         sys.exit(0)
     first, rest = argv[0], argv[1:]
     if first.startswith("--config"):
@@ -75,14 +101,12 @@ def parse(argv: list[str]) -> Arguments:
                 expected="train.py --config FILE",
                 do="name a config.yaml that a run saved, or one of your own",
             )
-        base, rest = configs.load(Path(path)), argv[1:] if "=" in first else argv[2:]
-    elif first == "auto":
-        base = _auto(rest)
-    else:
-        base = recipes.get(first)
-    asked = tyro.cli(Arguments, default=Arguments(base), args=rest, prog=f"train.py {first}")
-    at_home = {name: anchored(getattr(asked.config, name)) for name in ("data", "storage")}
-    return replace(asked, config=asked.config.model_copy(update=at_home))
+        return configs.load(Path(path)), argv[1:] if "=" in first else argv[2:]
+    return _auto(rest) if first == "auto" else recipes.get(first), rest
+
+
+def _at_home(config: Config) -> Config:
+    return config.model_copy(update={name: anchored(getattr(config, name)) for name in ("data", "storage")})
 
 
 def anchored(address: str) -> str:

@@ -9,7 +9,7 @@ import yaml
 from pydantic import ValidationError, model_validator
 
 from mtl.errors import ConfigError
-from mtl.schema import WHOLE, Section, identity, invalid, listed, placement, resumable
+from mtl.schema import WHOLE, Search, Section, identity, invalid, listed, placement, resumable, searchable
 
 SCHEMA_VERSION = 1
 
@@ -25,7 +25,7 @@ class Task(Section):
     kind: TaskKind = identity(..., "multiclass | binary | circular (an angle) | regression (a number)")
     label: str = identity(..., "label column of the data set")
     classes: int | None = identity(None, "number of classes; None takes it from the data set's manifest", ge=2)
-    weight: float = identity(1.0, "weight of this task's loss in the sum", ge=0)
+    weight: float = identity(1.0, "weight of this task's loss in the sum", search="simplex", ge=0)
     label_smoothing: float = identity(0.0, "share of the target spread over all classes (multiclass)", ge=0, lt=1)
     flip: Literal["keep", "negate", "refuse"] = identity(
         "keep", "what a mirrored image does to the label: nothing, the angle changes sign, or it is no longer true"
@@ -105,7 +105,7 @@ class Optimizer(Section):
     """The optimizer and its schedule; lengths are in epochs of samples, so worker counts do not matter."""
 
     name: Literal["sgd", "adam", "adamw"] = identity("adam", "sgd (Nesterov momentum) | adam | adamw")
-    lr: float = identity(1e-3, "peak learning rate, for the global batch", gt=0)
+    lr: float = identity(1e-3, "peak learning rate, for the global batch", search="log", gt=0)
     momentum: float = identity(0.9, "momentum of sgd; first beta of adam", ge=0, lt=1)
     weight_decay: float = identity(0.0, "not applied to biases and norms", ge=0)
     warmup_epochs: float = identity(0.0, "linear warm-up from zero", ge=0)
@@ -139,6 +139,7 @@ class Resources(Section):
     workers: int = placement(2, "data-parallel workers", ge=1)
     cpus_per_worker: int = placement(1, "CPU cores of each worker", ge=1)
     gpu: bool = placement(False, "one GPU for each worker")
+    accelerator: str | None = placement(None, "model of the GPUs, such as L4 or A10G; None takes any", min_length=1)
     address: str | None = placement(None, "Ray cluster to join; None joins the one at hand or starts one here")
     max_failures: int = placement(3, "worker group restarts after failures", ge=0)
 
@@ -190,6 +191,10 @@ class Config(Section):
             )
         return self
 
+    def search_space(self) -> dict[str, Search]:
+        """What a sweep varies unless told otherwise, by dotted name, as the fields declare it."""
+        return searchable(self)
+
     def to_yaml(self) -> str:
         """This configuration as YAML that `load` reads back to an equal value."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
@@ -220,6 +225,8 @@ def _contradictions(config: Config) -> Iterator[str]:
             yield f"max_micro_batch ({config.max_micro_batch}) must hold a batch-norm group ({batch // groups} samples)"
     if config.model.batch_norm == "sync" and not config.resources.gpu:
         yield "model.batch_norm=sync needs GPUs (resources.gpu); on CPUs use groups"
+    if config.resources.accelerator and not config.resources.gpu:
+        yield f"resources.accelerator ({config.resources.accelerator}) needs GPUs (resources.gpu)"
     augment = config.augment
     recolours = augment.brightness or augment.contrast or augment.saturation
     for name, task in config.tasks.items():

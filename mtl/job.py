@@ -23,7 +23,15 @@ from mtl.errors import CheckpointError, StoreError
 from mtl.loop import train
 from mtl.optim import build_optimizer
 from mtl.optimizer_state import optimizer_tensors, restore_optimizer
-from mtl.parts import average_buffers, build_loader, build_model, build_specs, evaluate_split, rank_invariant
+from mtl.parts import (
+    average_buffers,
+    build_loader,
+    build_model,
+    build_specs,
+    evaluate_split,
+    micro_batch,
+    rank_invariant,
+)
 from mtl.preflight import training_order
 from mtl.record import Commit, checkpoint_path, read
 from mtl.runtime import Runtime
@@ -77,7 +85,7 @@ class Job:
             balancer=balancer,
             standardise=Standardise(self.manifest.statistics, config.augment, runtime.device, self.dtype),
             steps_per_epoch=order.steps,
-            micro_batch=self._micro_batch(),
+            micro_batch=micro_batch(config, runtime.world_size),
             clip_norm=config.optimizer.clip_norm,
             frozen_batch_norm=config.model.batch_norm == "frozen",
         )
@@ -110,16 +118,6 @@ class Job:
             "parameters": sum(p.numel() for p in model.parameters()),
             "metrics": self.evaluations,
         }
-
-    def _micro_batch(self) -> int:
-        config = self.config
-        per_lane = config.global_batch // config.order.lanes
-        local = per_lane * -(-config.order.lanes // self.runtime.world_size)
-        limit = min(config.max_micro_batch or local, local)
-        if config.model.batch_norm == "groups":
-            group = config.global_batch // config.model.batch_norm_groups
-            return max(limit // group, 1) * group
-        return limit
 
     def _resume(self, model: nn.Module, optimizer: torch.optim.Optimizer, balancer: Balancer, order: Order) -> Position:
         # Every rank reads the same list: nobody can commit before all ranks have begun.

@@ -54,6 +54,17 @@ def build_model(config: Config, specs: list[TaskSpec], dtype: torch.dtype = torc
     return model.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
+def micro_batch(config: Config, world_size: int) -> int:
+    """Samples of one forward pass on a worker: its whole part of a global batch, unless the configuration says less."""
+    per_lane = config.global_batch // config.order.lanes
+    local = per_lane * -(-config.order.lanes // world_size)
+    limit = min(config.max_micro_batch or local, local)
+    if config.model.batch_norm == "groups":
+        group = config.global_batch // config.model.batch_norm_groups
+        return max(limit // group, 1) * group
+    return limit
+
+
 def targets(config: Config, specs: list[TaskSpec]) -> tuple[Target, ...]:
     """What each task reads, and what a mirrored image does to it."""
     made: list[Target] = []

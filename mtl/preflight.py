@@ -61,7 +61,21 @@ def check(config: Config) -> Plan:
     for split in ("train", "val", "test"):
         manifest.split(split)
     for name, task in config.tasks.items():
-        _check_task(name, task, manifest)
+        check_task(name, task, manifest)
+    order, resident = check_order(config, manifest, store)
+    run = open_store(config.storage).child(config.name)
+    record = read(run)
+    unfinished = record is not None and record.status != "finished"
+    changed = check_resumable(run, config) if unfinished else {}
+    return Plan(manifest, order, record, changed, resident, _balance(config))
+
+
+def check_order(config: Config, manifest: Manifest, store: Store) -> tuple[Order, int]:
+    """The order of the training split, and the bytes that its read-ahead holds at most on one worker.
+
+    Raises:
+        ConfigError: an epoch has no step, or the read-ahead is larger than allowed.
+    """
     order = training_order(config, manifest, store)
     if order.steps == 0:
         raise ConfigError(
@@ -70,7 +84,7 @@ def check(config: Config) -> Plan:
             expected=f"at least global_batch = {config.global_batch}",
             do="lower --global-batch, or set --order.keep-tail",
         )
-    resident, balance = _resident_bytes(config, store, order), _balance(config)
+    resident = _resident_bytes(config, store, order)
     if resident > config.loader.memory_gb * 1e9:
         raise ConfigError(
             "The read-ahead does not fit into memory.",
@@ -78,11 +92,7 @@ def check(config: Config) -> Plan:
             expected=f"at most loader.memory_gb = {config.loader.memory_gb}",
             do="lower order.block_row_groups, use more workers, or raise loader.memory_gb",
         )
-    run = open_store(config.storage).child(config.name)
-    record = read(run)
-    unfinished = record is not None and record.status != "finished"
-    changed = check_resumable(run, config) if unfinished else {}
-    return Plan(manifest, order, record, changed, resident, balance)
+    return order, resident
 
 
 @dataclass(frozen=True)
@@ -129,7 +139,7 @@ def check_saved(uri: str, split: str, data: str | None = None) -> SavedRun:
     manifest = Manifest.load(source)
     manifest.split(split)
     for name, task in config.tasks.items():
-        _check_task(name, task, manifest)
+        check_task(name, task, manifest)
     return SavedRun(config, record, store, source, manifest)
 
 
@@ -180,7 +190,13 @@ def check_resumable(run: Store, config: Config) -> dict[str, tuple[object, objec
     return {name: (old, new) for name, (_, old, new) in changed.items() if name not in ("name", "data", "storage")}
 
 
-def _check_task(name: str, task: Task, manifest: Manifest) -> None:
+def check_task(name: str, task: Task, manifest: Manifest) -> None:
+    """Compare a task with the label column that it reads.
+
+    Raises:
+        DataError: the column is missing, holds ids out of range, or no label at all in training.
+        ConfigError: its kind or its number of classes does not fit.
+    """
     label = manifest.labels.get(task.label)
     if label is None:
         raise DataError(

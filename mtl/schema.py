@@ -24,13 +24,16 @@ from pydantic import (
 from mtl.errors import ConfigError
 
 Role = Literal["identity", "resumable", "placement"]
+Search = Literal["log", "simplex"]
+"""How a sweep varies a field unless told otherwise: by factors around its value, or as its share of a fixed sum."""
+
 WHOLE = "whole"
 """Context of a validation that begins at the root, and so knows every key's path."""
 
 
-def identity(default: Any, help: str, **limits: Any) -> Any:
-    """A field of this role."""
-    return Field(default, description=help, json_schema_extra={"role": "identity"}, **limits)
+def identity(default: Any, help: str, search: Search | None = None, **limits: Any) -> Any:
+    """A field of this role, which a sweep may vary if it says how."""
+    return Field(default, description=help, json_schema_extra={"role": "identity", "search": search}, **limits)
 
 
 def resumable(default: Any, help: str, **limits: Any) -> Any:
@@ -113,6 +116,18 @@ def differences(old: Section, new: Section, prefix: str = "") -> dict[str, tuple
         else:
             extra = cast("dict[str, Role]", field.json_schema_extra)
             found[f"{prefix}{name}"] = extra["role"], before, after
+    return found
+
+
+def searchable(section: Section, prefix: str = "") -> dict[str, Search]:
+    """Fields that say how a sweep varies them, by dotted name."""
+    found: dict[str, Search] = {}
+    for name, field in type(section).model_fields.items():
+        extra = cast("dict[str, Search | None]", field.json_schema_extra or {})
+        if how := extra.get("search"):
+            found[f"{prefix}{name}"] = how
+        for key, inner in _sections(getattr(section, name)).items():
+            found |= searchable(inner, f"{prefix}{name}{key}.")
     return found
 
 

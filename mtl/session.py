@@ -2,10 +2,9 @@
 
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from mtl.config import Config
-from mtl.console import RunConsole
 from mtl.lease import Lease, acquire
 from mtl.record import Record
 from mtl.store import open_store
@@ -13,7 +12,15 @@ from mtl.store import open_store
 Result = dict[str, Any]
 
 
-def train(config: Config, console: RunConsole, launch: Callable[[str], Result]) -> Result:
+class Says(Protocol):
+    """Where sentences for people go, such as a console."""
+
+    def line(self, text: str) -> None:
+        """One line."""
+        ...
+
+
+def train(config: Config, console: Says, launch: Callable[[str], Result]) -> Result:
     """Own the run while `launch` trains it, and record how it ended.
 
     Args:
@@ -40,7 +47,7 @@ def train(config: Config, console: RunConsole, launch: Callable[[str], Result]) 
     return result
 
 
-def already(record: Record, console: RunConsole) -> Result:
+def already(record: Record, console: Says) -> Result:
     """The result of a finished run."""
     console.line(f"the run '{record.name}' is finished; this is its result (another --name starts another run)")
     return dict(record.result or {})

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from mtl.cli import pairs
 from mtl.data.manifest import Label, LabelKind
+from mtl.data.taxonomy import cut
 from mtl.errors import ConfigError, DataError
 
 Value: TypeAlias = int | float | None
@@ -151,18 +152,25 @@ class Derivation:
 
     @classmethod
     def load(cls, text: str) -> Self:
-        """From `NEW=OLD:FILE`. FILE is a CSV with the columns old and new, or a JSON object from old to new.
+        """From `NEW=OLD:FILE` or `NEW=OLD:FILE:N`.
+
+        FILE is a CSV with the columns old and new, or a JSON object from old to new. With N, its new names are paths
+        in a tree, `animal > bird > owl`, which is cut into at most N groups: see mtl.data.taxonomy.
 
         Raises:
             DataError: the text or the file is not of that form.
+            ConfigError: the tree can not be cut into N groups.
         """
         new, equals, rest = text.partition("=")
-        old, colon, file = rest.partition(":")
+        old, colon, place = rest.partition(":")
+        cuts = re.fullmatch("(.+):([0-9]+)", place)
+        file = cuts[1] if cuts else place
         if not (equals and colon and new and old and file):
             raise DataError(
                 "--derive can not be understood.",
                 got=text,
-                expected="NEW=OLD:FILE, for example kind=object:jobs/labels/cifar10-kind.csv",
+                expected="NEW=OLD:FILE or, for a file of paths, NEW=OLD:FILE:GROUPS; for example "
+                "kind=object:jobs/labels/cifar10-kind.csv",
             )
         check_name(new)
         path = Path(file)
@@ -170,7 +178,8 @@ class Derivation:
             content = path.read_text(encoding="utf-8-sig")
         except OSError as error:
             raise DataError(f"--derive {new}: {file} can not be read: {error.strerror}.") from error
-        return cls(new, old, _json(path, content) if path.suffix == ".json" else _csv(path, content), path)
+        names = _json(path, content) if path.suffix == ".json" else _csv(path, content)
+        return cls(new, old, cut(names, int(cuts[2])) if cuts else names, path)
 
     def apply(self, label: Label) -> tuple[Label, list[int | None]]:
         """The derived label, and its class id for each class id of `label`.

@@ -12,7 +12,9 @@ class Options:
     name: str | None = None  # of the data set; the last part of DEST unless given
     seed: int = 0  # of the order of rows; for shapes also of the drawings
     carve: UseAppendAction[tuple[str, ...]] = ()  # val=SHARE or test=SHARE of the train split to make that split from
-    derive: UseAppendAction[tuple[str, ...]] = ()  # NEW=OLD:FILE, a coarser label; FILE is a CSV old,new or JSON
+    derive: UseAppendAction[tuple[str, ...]] = ()
+    """NEW=OLD:FILE, a coarser label; FILE is a CSV old,new or JSON. NEW=OLD:FILE:N where the new names are paths
+    `animal > bird > owl`: they are cut into at most N groups."""
     short_side_px: int | None = None  # shrink images with a longer short side: decoding gets 2-3x cheaper
     shard_mib: int = 128  # size of a shard
     row_group_mib: float = 3.0  # size of a row group, the unit of read

@@ -17,7 +17,7 @@ Event = dict[str, Any]
 class _Mailbox:
     def __init__(self) -> None:
         self._events: deque[Event] = deque(maxlen=10_000)
-        self._stop = False
+        self._stop: set[str] = set()
 
     def put(self, event: Event) -> None:
         self._events.append(event)
@@ -27,11 +27,11 @@ class _Mailbox:
         self._events.clear()
         return events
 
-    def stop(self) -> None:
-        self._stop = True
+    def stop(self, who: str) -> None:
+        self._stop.add(who)
 
-    def stopping(self) -> bool:
-        return self._stop
+    def stopping(self, who: str) -> bool:
+        return bool(self._stop & {who, ""})
 
 
 class Channel:
@@ -49,20 +49,20 @@ class Channel:
         """The events since the last call."""
         return ray.get(self._mailbox.drain.remote())
 
-    def request_stop(self) -> None:
-        """Ask the workers to commit and stop."""
-        ray.get(self._mailbox.stop.remote())
+    def request_stop(self, who: str = "") -> None:
+        """Ask the workers to commit and stop; where many trials share the channel, those of trial `who` or of all."""
+        ray.get(self._mailbox.stop.remote(who))
 
-    def ask_stopping(self) -> Any:
-        """A future of whether a stop is requested."""
-        return self._mailbox.stopping.remote()
+    def ask_stopping(self, who: str = "") -> Any:
+        """A future of whether a stop is requested, of `who` or of all."""
+        return self._mailbox.stopping.remote(who)
 
 
 class StopWatch:
     """Whether a stop is requested, asked of the channel at most once a second and never waited for."""
 
-    def __init__(self, channel: Channel) -> None:
-        self._channel, self._stop = channel, False
+    def __init__(self, channel: Channel, who: str = "") -> None:
+        self._channel, self._who, self._stop = channel, who, False
         self._asked: Any = None
         self._asked_at = 0.0
 
@@ -70,7 +70,7 @@ class StopWatch:
         """The answer as far as it is known."""
         if self._asked is None:
             if time.monotonic() - self._asked_at > 1:
-                self._asked, self._asked_at = self._channel.ask_stopping(), time.monotonic()
+                self._asked, self._asked_at = self._channel.ask_stopping(self._who), time.monotonic()
         elif ray.wait([self._asked], timeout=0)[0]:
             self._stop, self._asked = self._stop or bool(ray.get(self._asked)), None
         return self._stop

@@ -2,14 +2,16 @@
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
 import ray
+from ray.autoscaler.v2.utils import is_autoscaler_v2
 from ray.job_config import JobConfig
 
-from mtl.config import Config
+from mtl.config import Config, Resources
 from mtl.errors import ResourceError
 
 ENVIRONMENT = {
@@ -65,16 +67,27 @@ def joined(config: Config) -> Generator[None]:
         ray.shutdown()
 
 
+def labels(resources: Resources) -> dict[str, str]:
+    """The labels that a node needs for workers to run on it; none where any node will do."""
+    return {"ray.io/accelerator-type": resources.accelerator} if resources.accelerator else {}
+
+
 def _check(config: Config) -> None:
-    have, resources = ray.cluster_resources(), config.resources
+    if is_autoscaler_v2(fetch_from_server=True):
+        return  # nodes that are missing now are added when the workers ask for them
+    resources, have = config.resources, Counter[str]()
+    for node in ray.nodes():
+        if node["Alive"] and labels(resources).items() <= node["Labels"].items():
+            have.update(node["Resources"])
     need = {"CPU": resources.workers * resources.cpus_per_worker}
     if resources.gpu:
         need["GPU"] = resources.workers
-    short = {kind: (int(have.get(kind, 0)), amount) for kind, amount in need.items() if have.get(kind, 0) < amount}
+    short = {kind: (int(have[kind]), amount) for kind, amount in need.items() if have[kind] < amount}
     if short:
+        nodes = f" on nodes with {resources.accelerator}" if resources.accelerator else ""
         raise ResourceError(
             "The cluster is too small for the workers asked for.",
-            got=", ".join(f"{has} {kind}s" for kind, (has, _) in short.items()),
+            got=", ".join(f"{has} {kind}s" for kind, (has, _) in short.items()) + nodes,
             expected=", ".join(f"{wants} {kind}s" for kind, (_, wants) in short.items())
             + f" for {resources.workers} workers",
             do="lower --resources.workers or --resources.cpus-per-worker, or add nodes",

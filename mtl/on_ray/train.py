@@ -1,10 +1,9 @@
 """The driver's side of a training job on Ray: start the workers, show what they say, pass on a stop."""
 
-import signal
 import tempfile
 import threading
+from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import ray
@@ -15,10 +14,11 @@ from mtl.config import Config, parse
 from mtl.console import RunConsole
 from mtl.errors import MtlError
 from mtl.job import Job
-from mtl.on_ray.channel import Channel
-from mtl.on_ray.cluster import joined
+from mtl.on_ray.channel import Channel, Event
+from mtl.on_ray.cluster import joined, labels
 from mtl.on_ray.failures import Failures
 from mtl.on_ray.runtime import RayRuntime
+from mtl.on_ray.signals import Signals
 from mtl.session import train as owned
 
 Result = dict[str, Any]
@@ -30,32 +30,50 @@ def train(config: Config, console: RunConsole) -> Result:
     Raises:
         MtlError: also one that a worker raised, unchanged.
     """
+
+    def launch(owner: str) -> Result:
+        console.line(f"starting {config.resources.workers} workers")
+        with Signals(console.line) as stopping:
+            return fit(config, owner, console, stopping)
+
     with joined(config):
-        return owned(config, console, lambda owner: _fit(config, owner, console))
+        return owned(config, console, launch)
 
 
-def _fit(config: Config, owner: str, console: RunConsole) -> Result:
-    channel = Channel()
+def fit(config: Config, owner: str, listen: Callable[[Event], None], stopping: Callable[[], bool]) -> Result:
+    """Train a run that `owner` has acquired, on workers of their own, from any thread of a driver or a trial.
+
+    Args:
+        listen: called with every event of rank 0, in the thread that called.
+        stopping: asked twice a second whether the workers shall commit and stop.
+
+    Raises:
+        MtlError: also one that a worker raised, unchanged.
+    """
+    channel, asked = Channel(), False
     with tempfile.TemporaryDirectory(prefix="mtl-") as scratch:
         trainer = _trainer(config, owner, channel, Path(scratch))
         outcome: list[Result | BaseException] = []
 
-        def fit() -> None:
+        def run() -> None:
             try:
                 result: Result = trainer.fit().return_value or {}
                 outcome.append(result)
             except BaseException as error:
                 outcome.append(error)
 
-        console.line(f"starting {config.resources.workers} workers")
         # Off the main thread Ray installs no handler of SIGINT, so that a stop is ours to carry out.
-        fitting = threading.Thread(target=fit, name="fit", daemon=True)
+        fitting = threading.Thread(target=run, name="fit", daemon=True)
         fitting.start()
-        with _Signals(channel, console):
-            while fitting.is_alive():
-                fitting.join(timeout=0.5)
-                _show(channel, console)
-        _show(channel, console)
+        while fitting.is_alive():
+            fitting.join(timeout=0.5)
+            if not asked and stopping():
+                asked = True
+                channel.request_stop()
+            for event in channel.drain():
+                listen(event)
+        for event in channel.drain():
+            listen(event)
     if isinstance(outcome[0], BaseException):
         raise _readable(outcome[0])
     return outcome[0]
@@ -70,7 +88,12 @@ def _trainer(config: Config, owner: str, channel: Channel, scratch: Path) -> Tor
         _work,
         train_loop_config={"config": config.to_yaml(), "owner": owner, "channel": channel},
         torch_config=TorchConfig(backend="nccl" if resources.gpu else "gloo"),
-        scaling_config=ScalingConfig(num_workers=resources.workers, use_gpu=resources.gpu, resources_per_worker=each),
+        scaling_config=ScalingConfig(
+            num_workers=resources.workers,
+            use_gpu=resources.gpu,
+            resources_per_worker=each,
+            label_selector=labels(resources) or None,
+        ),
         run_config=RunConfig(
             name=config.name,
             storage_path=str(scratch),
@@ -84,11 +107,6 @@ def _work(arguments: dict[str, Any]) -> Result:
     config = parse(arguments["config"])
     runtime = RayRuntime(get_device(), config.resources.cpus_per_worker, arguments["channel"])
     return Job(config, runtime, arguments["owner"]).run()
-
-
-def _show(channel: Channel, console: RunConsole) -> None:
-    for event in channel.drain():
-        console(event)
 
 
 def _readable(error: BaseException) -> BaseException:
@@ -105,26 +123,3 @@ def _readable(error: BaseException) -> BaseException:
         got=str(cause).strip(),
         do=f"read the workers' logs in {logs}; rerunning the command resumes from the last commit",
     )
-
-
-class _Signals:
-    """SIGTERM and SIGINT ask the workers to commit and stop; a second SIGINT interrupts at once."""
-
-    def __init__(self, channel: Channel, console: RunConsole) -> None:
-        self._channel, self._console = channel, console
-        self._asked = False
-
-    def __enter__(self) -> None:
-        self._previous = {n: signal.signal(n, self._ask) for n in (signal.SIGTERM, signal.SIGINT)}
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self._asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        if not self._asked:
-            self._asked = True
-            self._console.line("stopping: the workers commit first (Ctrl-C again to leave at once)")
-            threading.Thread(target=self._channel.request_stop, daemon=True).start()

@@ -15,6 +15,8 @@ ROOT = Path(__file__).resolve().parents[2]
 # A module imports only modules of its own rank or a lower one. A name stands for itself and for all modules below it.
 RANKS = {
     "mtl.errors": 0,
+    "mtl.findings": 1,
+    "mtl.versions": 1,
     "mtl.schema": 1,
     "mtl.config": 1,
     "mtl.store": 1,
@@ -40,6 +42,8 @@ RANKS = {
     "mtl.trainee": 5,
     "mtl.loop": 5,
     "mtl.arguments": 6,
+    "mtl.doctor": 6,
+    "mtl.rehearsal": 6,
     "mtl.embedded": 6,
     "mtl.evaluation": 6,
     "mtl.job": 6,
@@ -47,6 +51,7 @@ RANKS = {
     "mtl.parts": 6,
     "mtl.preview": 6,
     "mtl.session": 6,
+    "mtl.sweep": 6,
     "mtl.on_ray": 7,
     "jobs": 8,
 }
@@ -57,11 +62,15 @@ CONFINED = {
     "pyarrow": ("mtl.data", "mtl.store"),
     "boto3": ("mtl.store",),
     "botocore": ("mtl.store",),
+    "optuna": ("mtl.sweep",),
+    "matplotlib": ("mtl.sweep",),
 }
 
 # What the checks before a run are made of: they answer at once because neither torch nor ray is loaded.
 TORCH_FREE = (
     "mtl.errors",
+    "mtl.findings",
+    "mtl.versions",
     "mtl.schema",
     "mtl.config",
     "mtl.store",
@@ -75,7 +84,20 @@ TORCH_FREE = (
     "mtl.attempt",
     "mtl.preflight",
     "mtl.arguments",
+    "mtl.doctor",
     "mtl.embedded",
+    "mtl.sweep.arguments",
+    "mtl.sweep.board",
+    "mtl.sweep.capacity",
+    "mtl.sweep.objective",
+    "mtl.sweep.pareto",
+    "mtl.sweep.picture",
+    "mtl.sweep.proposals",
+    "mtl.sweep.record",
+    "mtl.sweep.results",
+    "mtl.sweep.settings",
+    "mtl.sweep.space",
+    "mtl.sweep.terms",
     "mtl.data.files",
     "mtl.data.image",
     "mtl.data.keyed",
@@ -87,6 +109,7 @@ TORCH_FREE = (
     "mtl.data.shapes",
     "mtl.data.shard",
     "mtl.data.source",
+    "mtl.data.taxonomy",
     "mtl.data.transforms",
     "mtl.data.writer",
 )

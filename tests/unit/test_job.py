@@ -241,22 +241,6 @@ def test_ranks_that_load_different_checkpoints_stop(make: Callable[..., Config])
         Job(make(), cast("Runtime", Odd()), "").run()
 
 
-@pytest.mark.parametrize(
-    ("world_size", "max_micro_batch", "groups", "expected"),
-    [(1, None, None, 32), (3, None, None, 12), (4, 100, None, 8), (4, 5, None, 5), (1, None, 2, 64), (1, 40, 2, 32)],
-)
-def test_a_micro_batch_holds_whole_groups(
-    make: Callable[..., Config], world_size: int, max_micro_batch: int | None, groups: int | None, expected: int
-) -> None:
-    changes: dict[str, Any] = {"max_micro_batch": max_micro_batch}
-    if groups:
-        model = SMALL.model_copy(update={"batch_norm": "groups", "batch_norm_groups": groups})
-        changes |= {"model": model, "global_batch": 64}
-    runtime = Odd()
-    runtime.world_size = world_size
-    assert Job(make(**changes), cast("Runtime", runtime), "")._micro_batch() == expected
-
-
 def test_a_run_can_be_repeated_bit_by_bit(make: Callable[..., Config]) -> None:
     first, second = make("first"), make("second")
     run(first)

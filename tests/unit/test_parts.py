@@ -10,7 +10,7 @@ from torch import nn
 from mtl.config import Augment, Model, Order
 from mtl.data.manifest import Manifest
 from mtl.errors import ConfigError
-from mtl.parts import average_buffers, build_model, build_specs, rank_invariant, targets
+from mtl.parts import average_buffers, build_model, build_specs, micro_batch, rank_invariant, targets
 from mtl.runtime import LocalRuntime
 from mtl.store import open_store
 from mtl.tasks import TaskSpec
@@ -81,6 +81,20 @@ def test_an_incomplete_batch_does_not_go_with_batch_norm(data: Path, specs: list
         build_model(tiny_config(data, data, model=model, global_batch=64, order=kept), specs)
     with pytest.raises(ConfigError, match="would spoil the statistics of batch norm"):
         build_model(tiny_config(data, data, model=BATCH_NORM, global_batch=64, order=kept), specs)
+
+
+@pytest.mark.parametrize(
+    ("world_size", "max_micro_batch", "groups", "expected"),
+    [(1, None, None, 32), (3, None, None, 12), (4, 100, None, 8), (4, 5, None, 5), (1, None, 2, 64), (1, 40, 2, 32)],
+)
+def test_a_micro_batch_holds_whole_groups(
+    data: Path, world_size: int, max_micro_batch: int | None, groups: int | None, expected: int
+) -> None:
+    changes: dict[str, Any] = {"max_micro_batch": max_micro_batch}
+    if groups:
+        model = BATCH_NORM.model_copy(update={"batch_norm_groups": groups})
+        changes |= {"model": model, "global_batch": 64}
+    assert micro_batch(tiny_config(data, data, **changes), world_size) == expected
 
 
 def averaged(dtype: torch.dtype) -> list[Any]:
