@@ -22,7 +22,11 @@ CONFIG = Config(
         "touching": Task(kind="binary", label="touching", crop="refuse"),
     },
     augment=Augment(size_px=64, crop="none", eval_resize_px=64),
-    model=Model(backbone="mtl.model.resnet9:resnet9", backbone_args={"width": 16, "norm": "group", "stem_stride": 2}),
+    model=Model(
+        backbone="mtl.model.resnet9:resnet9",
+        backbone_args={"width": 16, "norm": "group", "stem_stride": 2},
+        batch_norm="local",  # there is none, so it binds no number of workers
+    ),
     optimizer=Optimizer(name="adam", lr=4e-3, warmup_epochs=1),
     order=Order(lanes=16, block_row_groups=None),
     resources=Resources(workers=2),

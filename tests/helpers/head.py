@@ -26,11 +26,13 @@ class RealHead:
 
     Attributes:
         address: of its dashboard.
+        gcs: what a driver on this machine joins.
         environment: of a user of this machine who has the token; HOME is a folder of the test's own.
         folder: that folder.
     """
 
     address: str
+    gcs: str
     environment: dict[str, str]
     folder: Path
 
@@ -81,7 +83,7 @@ def real_head(*, cpus: int = 2) -> Iterator[RealHead]:
     }
     words = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"]
     words += [f"--{name}={value}" for name, value in options.items()]
-    head = RealHead(f"http://127.0.0.1:{ports[1]}", environment, folder)
+    head = RealHead(f"http://127.0.0.1:{ports[1]}", f"127.0.0.1:{ports[0]}", environment, folder)
     with (folder / "out").open("wb") as out:
         process = subprocess.Popen(words, env=environment, stdout=out, stderr=out, start_new_session=True)
     try:

@@ -113,7 +113,11 @@ def tiny_config(data: Path | str, storage: Path | str, **changes: Any) -> Config
             "amount": Task(kind="regression", label="amount", flip="negate"),
         },
         "augment": Augment(size_px=16, crop="none", eval_resize_px=16),
-        "model": Model(backbone="mtl.model.resnet9:resnet9", backbone_args={"width": 8, "norm": "group"}),
+        "model": Model(
+            backbone="mtl.model.resnet9:resnet9",
+            backbone_args={"width": 8, "norm": "group"},
+            batch_norm="local",  # there is none
+        ),
         "optimizer": Optimizer(lr=1e-3),
         "order": Order(lanes=4, block_row_groups=None),
     }

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import tempfile
 import time
@@ -122,6 +123,7 @@ def test_more_gpus_for_a_trial_than_exist(tmp_path: Path, data: Path, ray_folder
     assert not runs(tmp_path)
 
 
+@pytest.mark.slow
 def test_on_ray_killed_restored_and_pruned(tmp_path: Path, data: Path, ray_folder: dict[str, str]) -> None:
     config = write(tmp_path, data, tasks=ONE, epochs=24)
     space = tmp_path / "space.yaml"
@@ -132,12 +134,9 @@ def test_on_ray_killed_restored_and_pruned(tmp_path: Path, data: Path, ray_folde
     command = ("tune.py", "--config", config, "--sweep-file", space)
     with started(*command, env=ray_folder) as driver:
         read_until(driver, "t001           epoch 3/24")
+        orphans = set(_processes_of(ray_folder["RAY_TMPDIR"]))
         driver.kill()
         driver.wait()
-    deadline = time.monotonic() + 60
-    while _processes_of(ray_folder["RAY_TMPDIR"]) and time.monotonic() < deadline:
-        time.sleep(0.5)
-    assert not _processes_of(ray_folder["RAY_TMPDIR"]), "a killed driver leaves nothing of its Ray"
     before, committed = finished(tmp_path), runs(tmp_path)["t001"]["checkpoints"][0]["step"]
     assert list(before) == ["single-object"]
 
@@ -146,10 +145,15 @@ def test_on_ray_killed_restored_and_pruned(tmp_path: Path, data: Path, ray_folde
     assert done.status == 0, done.said
     after, trials = runs(tmp_path), record(tmp_path)
     assert after["single-object"]["write"] == before["single-object"]
-    assert f"resumed from the commit of step {committed}" in done.out
+    (resumed,) = re.findall(r"resumed from the commit of step (\d+)", done.out)
+    assert int(resumed) >= committed  # its workers outlive the driver by a moment
     assert [trials[name]["status"] for name in ("single-object", "t001", "t002")] == ["finished", "finished", "pruned"]
     assert after["t001"]["attempt"] == 2
     assert after["t002"]["status"] == "stopped"
     assert 2 <= trials["t002"]["epoch"] < 24
     assert trials["t002"]["val"]["object"]["accuracy"] <= trials["t001"]["val"]["object"]["accuracy"]
     assert "t002" in done.out.partition("on the validation split")[2]
+    deadline = time.monotonic() + 60  # Ray's agents look for their head for a minute
+    while (left := orphans.intersection(_processes_of(ray_folder["RAY_TMPDIR"]))) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert not left, "a killed driver leaves nothing of its Ray"
