@@ -56,9 +56,8 @@ def first_step_s(head: RealHead, config: Path, number: int) -> float:
     name = f"first-{number}"
     words = ["--", "train", "--config", config.name, "--name", name, "--epochs", "5000"]
     lines = timed(head, ["jobs/submit.py", *words], until=r"step \d+/\d+")
-    subprocess.run(
-        [sys.executable, "jobs/submit.py", "stop", name], cwd=ROOT, env=environment(head), check=True, stdout=sys.stderr
-    )
+    stop = [sys.executable, "jobs/submit.py", "stop", name]
+    subprocess.run(stop, cwd=ROOT, env=environment(head), check=True, stdout=subprocess.DEVNULL)
     say(f"first step after {lines[-1][0]:.1f} s")
     return lines[-1][0]
 

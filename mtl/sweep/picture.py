@@ -1,6 +1,7 @@
 """The Pareto picture: what trials gain and lose on each task against a model that was trained on that task alone."""
 
 import io
+import textwrap
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ _STYLES: dict[str, dict[str, Any]] = {
     "pruned": {"marker": "x", "color": "0.6"},
     "finished": {"marker": "o", "color": "tab:blue"},
     "uniform weights": {"marker": "s", "color": "tab:orange", "s": 60},
-    "Pareto front": {"marker": "o", "facecolors": "none", "edgecolors": "black", "s": 110},
+    "Pareto front": {"marker": "o", "facecolors": "none", "edgecolors": "black", "s": 170},
     "chosen": {"marker": "*", "color": "tab:green", "s": 160},
 }
 
@@ -46,8 +47,9 @@ def draw(board: Board) -> bytes:
         _axes(panel, board, x, y)
     for panel in panels[len(pairs) :]:
         panel.set_axis_off()
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False)
-    figure.suptitle(f"{board.config.name}: {board.progress()}", fontsize="medium")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3 * columns, frameon=False)
+    title = textwrap.fill(f"{board.config.name}: {board.progress()}", 60 * columns)
+    figure.suptitle(title, fontsize="medium")
     data = io.BytesIO()
     figure.savefig(data, format="png", dpi=110)
     return data.getvalue()
