@@ -71,7 +71,7 @@ def bare_s(head: RealHead, config: Path, number: int) -> float:
 
 
 def trials_s(head: RealHead, config: Path, number: int) -> float:
-    """The median trial of a sweep of eight such runs (four single tasks, uniform, three sampled), the first, which starts the trials' own process, included."""
+    """The median trial of a sweep of eight such runs: four of a single task, one uniform, three sampled."""
     words = ["--config", str(config), "--name", f"sweep-{number}", "--sweep.trials", "3", "--sweep.concurrent", "1"]
     lines = timed(head, ["jobs/tune.py", *words], until="train it ")
     names = [found[1] for _, line in lines if (found := re.search(r"(\S+) +started  ", line))]
