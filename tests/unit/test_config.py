@@ -111,10 +111,10 @@ def test_all_invalid_values_are_reported_at_once() -> None:
         ({"tasks": {"a/b": Task(kind="binary", label="kind")}}, "tasks.a/b: the name must be a letter"),
         ({"global_batch": 34}, "global_batch (34) must be a multiple of order.lanes (4)"),
         ({"resources": Resources(workers=8)}, "resources.workers (8) must be at most order.lanes (4)"),
-        ({"resources": Resources(workers=4)}, "must divide model.batch_norm_groups (2)"),
+        ({"resources": Resources(workers=4), "model": Model()}, "must divide model.batch_norm_groups (2)"),
         ({"model": Model(batch_norm_groups=6)}, "model.batch_norm_groups (6) must divide order.lanes (4)"),
-        ({"global_batch": 16}, "fewer than 16 samples"),
-        ({"max_micro_batch": 8}, "max_micro_batch (8) must hold a batch-norm group (16 samples)"),
+        ({"global_batch": 16, "model": Model()}, "fewer than 16 samples"),
+        ({"max_micro_batch": 8, "model": Model()}, "max_micro_batch (8) must hold a batch-norm group (16 samples)"),
         ({"model": Model(batch_norm="sync")}, "needs GPUs"),
     ],
 )
