@@ -51,7 +51,7 @@ lock: ## resolve pyproject.toml anew into requirements.lock
 	scratch=$$(mktemp -d); trap 'rm -rf "$$scratch"' EXIT; \
 	"$$python" -m venv "$$scratch"; \
 	"$$scratch/bin/python" -m pip --disable-pip-version-check install --quiet uv; \
-	"$$scratch/bin/python" -m uv pip compile pyproject.toml --extra ray --extra tune --group dev --universal \
+	"$$scratch/bin/python" -m uv pip compile pyproject.toml --extra ray --extra tune --extra timm --group dev --universal \
 	  --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate --quiet \
 	  -o requirements.lock $(LOCK)
 

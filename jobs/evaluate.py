@@ -28,9 +28,11 @@ def evaluate(run: str, /, split: str = "test", data: str | None = None, json: Pa
     from mtl.evaluation import evaluate_run
 
     found = evaluate_run(saved, split, console.line)
-    console.table(f"{split}: {found.rows:,} rows, commit of step {found.commit.step:,}", found.metrics)
+    rows = f"{found.rows:,} rows" + (f", {found.quarantined:,} of them quarantined" if found.quarantined else "")
+    console.table(f"{split}: {rows}, commit of step {found.commit.step:,}", found.metrics)
     if json is not None:
-        json.write_text(dumps({"step": found.commit.step, "rows": found.rows, "metrics": found.metrics}, indent=1))
+        counts = {"step": found.commit.step, "rows": found.rows, "quarantined": found.quarantined}
+        json.write_text(dumps({**counts, "metrics": found.metrics}, indent=1))
     return 0
 
 

@@ -21,32 +21,31 @@ from mtl.data.options import SHAPES_IMAGES, Options
 if TYPE_CHECKING:
     from mtl.data.source import Source
 
+Kinds = UseAppendAction[tuple[str, ...]]
 
-def imagefolder(src: Path, dest: str, /, options: OmitArgPrefixes[Options], label: str = "class") -> None:
+
+def imagefolder(
+    src: Path, dest: str, /, options: OmitArgPrefixes[Options], label: str = "class", kind: str = "class"
+) -> None:
     """SRC/class/image or SRC/{train,val,test}/class/image, in a folder or a tar archive (plain, gz, xz, bz2).
 
     Args:
         label: what to call the label.
+        kind: what folder names are: class, class:low|mid|high (in that order), set (folders such as cat|dog), real ...
     """
     print(f"reading {src}", flush=True)
     from mtl.data import files, source
 
-    _write(source.image_folder(files.open_images(src), label), dest, options, str(src))
+    _write(source.image_folder(files.open_images(src), label, kind), dest, options, str(src))
 
 
-def table(
-    csv: Path,
-    dest: str,
-    /,
-    images: Path,
-    options: OmitArgPrefixes[Options],
-    kinds: UseAppendAction[tuple[str, ...]] = (),
-) -> None:
+def table(csv: Path, dest: str, /, images: Path, options: OmitArgPrefixes[Options], kinds: Kinds = ()) -> None:
     """A CSV with a column path, perhaps split, and one for each label; an empty cell is a missing label.
 
     Args:
         images: folder or tar archive that the paths start from.
-        kinds: LABEL=class|binary|real|angle where it shall not be inferred; may be repeated.
+        kinds: LABEL=class|binary|real|angle|set|vector|soft where it shall not be inferred, perhaps with names in
+            their order, LABEL=class:low|mid|high; may be repeated. Cells: docs/data.md.
     """
     print(f"reading {csv}", flush=True)
     from mtl.data import files, source

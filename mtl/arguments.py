@@ -106,7 +106,14 @@ def _base(argv: list[str], usage: str) -> tuple[Config, list[str]]:
 
 
 def _at_home(config: Config) -> Config:
-    return config.model_copy(update={name: anchored(getattr(config, name)) for name in ("data", "storage")})
+    mixture = {
+        name: source.model_copy(update={"data": anchored(source.data)}) for name, source in config.mixture.items()
+    }
+    anchors: dict[str, object] = {name: anchored(getattr(config, name)) for name in ("data", "storage")}
+    anchors["mixture"] = mixture
+    if config.model.init_from is not None:
+        anchors["model"] = config.model.model_copy(update={"init_from": anchored(config.model.init_from)})
+    return config.model_copy(update=anchors)
 
 
 def anchored(address: str) -> str:

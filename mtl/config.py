@@ -8,48 +8,18 @@ from typing import ClassVar, Literal, Self
 import yaml
 from pydantic import ValidationError, model_validator
 
+from mtl.balancing_config import Balancing
+from mtl.config_model import Model
+from mtl.config_optimizer import Optimizer
 from mtl.errors import ConfigError
 from mtl.schema import WHOLE, Search, Section, identity, invalid, listed, placement, resumable, searchable
+from mtl.task_config import Loss as Loss
+from mtl.task_config import Task
+from mtl.task_config import TaskKind as TaskKind
 
 SCHEMA_VERSION = 1
 
-TaskKind = Literal["multiclass", "binary", "circular", "regression"]
-
-
-_TASK_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,62}")  # part of flags, metrics' names and files
-
-
-class Task(Section):
-    """One task: a label column, the kind of answer, and what its label survives."""
-
-    kind: TaskKind = identity(..., "multiclass | binary | circular (an angle) | regression (a number)")
-    label: str = identity(..., "label column of the data set")
-    classes: int | None = identity(None, "number of classes; None takes it from the data set's manifest", ge=2)
-    weight: float = identity(1.0, "weight of this task's loss in the sum", search="simplex", ge=0)
-    label_smoothing: float = identity(0.0, "share of the target spread over all classes (multiclass)", ge=0, lt=1)
-    flip: Literal["keep", "negate", "refuse"] = identity(
-        "keep", "what a mirrored image does to the label: nothing, the angle changes sign, or it is no longer true"
-    )
-    crop: Literal["keep", "refuse"] = identity("keep", "whether the label stays true of a part of the image")
-    colour: Literal["keep", "refuse"] = identity("keep", "whether the label survives changes of colour and light")
-
-    @model_validator(mode="after")
-    def _fits_kind(self) -> Self:
-        if self.flip == "negate" and self.kind not in ("circular", "regression"):
-            raise self._misplaced("flip=negate", "circular or regression")
-        if self.label_smoothing and self.kind != "multiclass":
-            raise self._misplaced("label_smoothing", "multiclass")
-        if self.classes is not None and self.kind != "multiclass":
-            raise self._misplaced("classes", "multiclass")
-        return self
-
-    def _misplaced(self, option: str, kinds: str) -> ConfigError:
-        return ConfigError(
-            f"{option} does not fit the kind of the task with label '{self.label}'.",
-            got=f"kind {self.kind}",
-            expected=f"kind {kinds}",
-            do=f"change the kind, or leave {option} out",
-        )
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,62}")  # part of flags, metrics' names and files
 
 
 class Augment(Section):
@@ -66,6 +36,9 @@ class Augment(Section):
     brightness: float = identity(0.2, "brightness is multiplied by a factor within 1 +- this", ge=0, le=1)
     contrast: float = identity(0.0, "contrast is multiplied by a factor within 1 +- this", ge=0, le=1)
     saturation: float = identity(0.0, "saturation is multiplied by a factor within 1 +- this", ge=0, le=1)
+    pixels: Literal["fast", "exact"] = identity(
+        "fast", "JPEG shrunk while it is decoded, bilinear resizing; or full decoding and area means: 1.6 times the CPU"
+    )
     eval_resize_px: int = identity(256, "evaluation: short side before the centre crop to size_px", ge=8)
 
     @model_validator(mode="after")
@@ -87,30 +60,11 @@ class Augment(Section):
         return self
 
 
-class Model(Section):
-    """A backbone that all tasks share, and one head for each."""
+class Source(Section):
+    """A data set that the first one is mixed with."""
 
-    backbone: str = identity("resnet18", "a torchvision model name, or module:callable of your own")
-    backbone_args: dict[str, int | float | str | bool] = identity({}, "keyword arguments of the backbone")
-    head_hidden: int = identity(0, "hidden units of each head; 0 is a linear head", ge=0)
-    dropout: float = identity(0.0, "dropout before each head", ge=0, lt=1)
-    batch_norm: Literal["groups", "sync", "local", "frozen"] = identity(
-        "groups",
-        "statistics over fixed groups of lanes | all workers (GPU) | each worker's own batch | stored ones only",
-    )
-    batch_norm_groups: int = identity(2, "number of groups; the worker count must divide it", ge=1)
-
-
-class Optimizer(Section):
-    """The optimizer and its schedule; lengths are in epochs of samples, so worker counts do not matter."""
-
-    name: Literal["sgd", "adam", "adamw"] = identity("adam", "sgd (Nesterov momentum) | adam | adamw")
-    lr: float = identity(1e-3, "peak learning rate, for the global batch", search="log", gt=0)
-    momentum: float = identity(0.9, "momentum of sgd; first beta of adam", ge=0, lt=1)
-    weight_decay: float = identity(0.0, "not applied to biases and norms", ge=0)
-    warmup_epochs: float = identity(0.0, "linear warm-up from zero", ge=0)
-    schedule: Literal["cosine", "linear", "constant"] = identity("cosine", "after the warm-up")
-    clip_norm: float | None = identity(None, "largest norm of the whole gradient", gt=0)
+    data: str = placement(..., "address of the data set: a folder or s3://bucket/prefix")
+    weight: float = identity(1.0, "samples of it for each one of the first data set", gt=0)
 
 
 class Order(Section):
@@ -128,8 +82,16 @@ class Loader(Section):
 
     threads: int = placement(0, "decoding threads of each worker; 0 is one for each CPU of the worker", ge=0)
     io_threads: int = placement(8, "concurrent reads of each worker", ge=1)
-    prefetch_batches: int = placement(4, "batches prepared ahead", ge=1)
-    memory_gb: float = placement(4.0, "most that a worker's read-ahead may hold; checked before the start", gt=0)
+    prefetch_batches: int = placement(4, "most batches prepared ahead", ge=1)
+    prefetch_mb: float = placement(
+        128.0, "most that a worker reads and prepares ahead: batches up to half of it, row groups the rest", gt=0
+    )
+    memory: Literal["none", "encoded", "decoded"] = placement(
+        "none", "what a worker keeps of the training split from epoch to epoch: nothing | row groups | decoded images"
+    )
+    memory_gb: float = placement(
+        4.0, "most that a worker's blocks, prefetch and kept data may take; checked before the start", gt=0
+    )
     error_budget: float = resumable(0.001, "share of undecodable images above which a run stops", ge=0, le=1)
 
 
@@ -142,6 +104,15 @@ class Resources(Section):
     accelerator: str | None = placement(None, "model of the GPUs, such as L4 or A10G; None takes any", min_length=1)
     address: str | None = placement(None, "Ray cluster to join; None joins the one at hand or starts one here")
     max_failures: int = placement(3, "worker group restarts after failures", ge=0)
+    pending_deadline_s: float = placement(
+        3600.0, "seconds that workers may be waited for, at the start and after each loss", gt=0
+    )
+    first_step_deadline_s: float = placement(
+        1800.0, "seconds without progress, before the first step, after which workers are killed and restarted", gt=0
+    )
+    step_deadline_s: float = placement(
+        300.0, "the same after the first step; more than a commit, or storage that is away for a while, takes", gt=0
+    )
 
 
 class Checkpoint(Section):
@@ -160,6 +131,7 @@ class Config(Section):
     recipe: str = identity(..., "the recipe this began as")
     name: str = placement(..., "name of the run: a folder below storage", pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")
     data: str = placement(..., "address of the data set: a folder or s3://bucket/prefix")
+    mixture: dict[str, Source] = identity({}, "more data sets to train on, by name: see docs/data.md")
     storage: str = placement("runs", "where runs are kept: a folder or s3://bucket/prefix")
     runtime: Literal["ray", "local"] = placement("ray", "ray | local (this process alone, or under torchrun)")
     seed: int = identity(0, "seed of the order, the augmentation and the initial weights", ge=0)
@@ -169,11 +141,13 @@ class Config(Section):
         None, "most samples of one forward pass on a worker; more are accumulated, with the same result", ge=1
     )
     deterministic: bool = placement(True, "bit-identical reruns on the same number of workers (slower on GPUs)")
+    max_hours: float | None = placement(None, "hours after which the job commits and stops; None never", gt=0)
     log_every_s: float = placement(5.0, "seconds between progress lines", gt=0)
     tasks: dict[str, Task] = identity(..., "the tasks, by name")
     augment: Augment = identity(Augment(), "augmentation")
     model: Model = identity(Model(), "model")
     optimizer: Optimizer = identity(Optimizer(), "optimizer")
+    balancing: Balancing = identity(Balancing(), "how losses become one")
     order: Order = identity(Order(), "sample order")
     checkpoint: Checkpoint = resumable(Checkpoint(), "checkpoints")
     loader: Loader = placement(Loader(), "loader")
@@ -208,6 +182,13 @@ def _contradictions(config: Config) -> Iterator[str]:
         yield "every task has weight 0: nothing would be trained"
     if batch % lanes:
         yield f"global_batch ({batch}) must be a multiple of order.lanes ({lanes})"
+    for name in config.mixture:
+        if not _NAME.fullmatch(name):
+            yield f"mixture.{name}: the name must be a letter, then letters, digits, '_' or '-'"
+    if len(config.mixture) >= lanes:
+        yield f"mixture ({len(config.mixture)} and the first data set) needs as many order.lanes ({lanes}) at least"
+    if config.mixture and config.order.keep_tail:
+        yield "order.keep_tail does not go with mixture: proportions would not be exact"
     if config.resources.workers > lanes:
         yield f"resources.workers ({config.resources.workers}) must be at most order.lanes ({lanes})"
     if config.model.batch_norm == "groups":
@@ -223,15 +204,33 @@ def _contradictions(config: Config) -> Iterator[str]:
             yield f"global_batch ({batch}) gives each of {groups} batch-norm groups fewer than 16 samples"
         elif config.max_micro_batch is not None and config.max_micro_batch < batch // groups:
             yield f"max_micro_batch ({config.max_micro_batch}) must hold a batch-norm group ({batch // groups} samples)"
+    model, sharing = config.model, config.model.sharing
+    if model.pooling == "attention" and sharing.pattern in ("mmoe", "cgc", "ple"):
+        yield f"model.pooling=attention needs feature maps, and the experts of {sharing.pattern} read features"
+    if model.init_partial and model.init_from is None:
+        yield "model.init_partial says what model.init_from may lack: set that too"
+    for name in config.optimizer.head_lr:
+        if name not in config.tasks:
+            yield f"optimizer.head_lr names '{name}', which is none of the tasks: {', '.join(config.tasks)}"
     if config.model.batch_norm == "sync" and not config.resources.gpu:
         yield "model.batch_norm=sync needs GPUs (resources.gpu); on CPUs use groups"
+    limit, workers = config.max_micro_batch, config.resources.workers
+    if config.model.batch_norm == "sync" and limit is not None and batch % lanes == 0:
+        parts = {-(-batch // lanes * n // limit) for n in (max(lanes // workers, 1), -(-lanes // workers))}
+        if len(parts) > 1:
+            yield f"model.batch_norm=sync and max_micro_batch ({limit}) need workers that divide order.lanes ({lanes})"
     if config.resources.accelerator and not config.resources.gpu:
         yield f"resources.accelerator ({config.resources.accelerator}) needs GPUs (resources.gpu)"
     augment = config.augment
+    if config.loader.memory == "decoded" and augment.crop == "resized":
+        yield "loader.memory=decoded can not keep what augment.crop=resized cuts from images of any size: use encoded"
     recolours = augment.brightness or augment.contrast or augment.saturation
     for name, task in config.tasks.items():
-        if not _TASK_NAME.fullmatch(name):
+        if not _NAME.fullmatch(name):
             yield f"tasks.{name}: the name must be a letter, then letters, digits, '_' or '-'"
+        fine = config.tasks.get(task.group_of or "")
+        if task.group_of and (fine is None or fine is task or fine.kind != "multiclass"):
+            yield f"tasks.{name}.group_of ({task.group_of}) must name another task, of kind multiclass"
         if task.flip == "refuse" and augment.flip:
             yield f"augment.flip ({augment.flip}) would falsify task '{name}' (flip=refuse): set it to 0"
         if task.crop == "refuse" and augment.crop == "resized":

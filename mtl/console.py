@@ -11,8 +11,13 @@ from rich.console import Console
 from rich.table import Table
 
 from mtl.config import Config
+from mtl.task_config import PLAIN
 
-_ORDER = ("labels", "accuracy", "precision", "recall", "f1", "error_degrees", "within_15_degrees", "mae", "rmse", "r2")
+_ORDER = (
+    *("labels", "accuracy", "top5", "precision", "recall", "f1", "f1_micro", "map", "auroc", "ece"),
+    *("mistake_severity", "consistency", "within_1", "kappa", "kl"),
+    *("error_degrees", "within_15_degrees", "mae", "rmse", "r2"),
+)
 
 
 @final
@@ -31,16 +36,7 @@ class RunConsole:
 
     def __call__(self, event: dict[str, Any]) -> None:
         """Show one event of a runtime."""
-        match event["kind"]:
-            case "progress":
-                self.line(progress_line(event))
-            case "evaluation":
-                summary = "  ".join(f"{task} {_headline(m)}" for task, m in event["metrics"].items())
-                self.line(f"{event['split']} after epoch {event['epoch']}: {summary}")
-            case "commit":
-                self.line(f"commit at step {event['step']:,} ({event['seconds']:.1f} s)")
-            case _:
-                self.line(str(event["text"]))
+        self.line(sentence(event))
 
     def table(self, title: str, metrics: dict[str, dict[str, float]]) -> None:
         """Metrics per task."""
@@ -63,6 +59,8 @@ class RunConsole:
         for split, metrics in result["metrics"].items():
             self.table(f"{split}: {config.name}", metrics)
         self.line(f"finished: {result['steps']:,} steps in {clock(result['seconds'])}, ledger {result['ledger']}")
+        if "goodput" in result:
+            self.line(goodput_line(result))
         for text in (
             f"run       {run}  (config.yaml, checkpoints/, metrics/*.jsonl)",
             f"again     python jobs/evaluate.py {run} --split test",
@@ -72,13 +70,38 @@ class RunConsole:
         return 0
 
 
+def sentence(event: dict[str, Any]) -> str:
+    """What an event of a runtime says."""
+    match event["kind"]:
+        case "progress":
+            return progress_line(event)
+        case "evaluation":
+            summary = "  ".join(f"{task} {_headline(m)}" for task, m in event["metrics"].items())
+            bad = f"  ({event['quarantined']} of {event['rows']} rows quarantined)" if event["quarantined"] else ""
+            return f"{event['split']} after epoch {event['epoch']}: {summary}{bad}"
+        case "commit":
+            return f"commit at step {event['step']:,} ({event['seconds']:.1f} s)"
+        case _:
+            return str(event["text"])
+
+
+def goodput_line(result: dict[str, Any]) -> str:
+    """How much of a run's time was useful, and what its restarts cost."""
+    line = f"goodput {result['goodput']:.0%}: {clock(result['useful_s'])} of steps in {clock(result['wall_s'])}"
+    lost = [f"{one['cause']} ({one['replayed_s']:.0f} s replayed)" for one in result["restarts"]]
+    return f"{line}; {counted(len(lost), 'restart')}: {', '.join(lost)}" if lost else line
+
+
 def progress_line(event: dict[str, Any]) -> str:
     """One line of training progress."""
     losses = "  ".join(f"{task} {loss:.3f}" for task, loss in event["loss"].items())
     bad = "".join(f"  {name} {event[name]}" for name in ("skipped", "quarantined") if event[name])
+    waits = {name: share for name, share in event["blame"].items() if name != "compute"}
+    causes = ", ".join(f"{name} {share:.0%}" for name, share in waits.items() if share >= 0.01)
+    waiting = f"waits {sum(waits.values()):.0%}" + (f" ({causes})" if causes else "")
     return (
         f"step {event['step']:,}/{event['steps']:,}  {clock(event['eta_s'])} left  epoch {event['epoch']:.2f}  "
-        f"{event['images_per_s']:,.0f} images/s  data wait {event['data_wait']:.0%}  lr {event['lr']:.2g}  "
+        f"{event['images_per_s']:,.0f} images/s  {waiting}  lr {event['lr']:.2g}  "
         f"loss: {losses}{bad}"
     )
 
@@ -109,4 +132,4 @@ def _cell(name: str, value: float | None) -> str:
         return f"{int(value):,}"
     if name == "error_degrees":
         return f"{value:.1f}°"
-    return f"{value:.3g}" if name in ("mae", "rmse", "r2") else f"{100 * value:.1f} %"
+    return f"{value:.3g}" if name in PLAIN else f"{100 * value:.1f} %"

@@ -12,10 +12,11 @@ from mtl.record import Commit
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics per task, and which commit they are of."""
+    """Metrics per task, which commit they are of, and how many of the split's rows had no image to decode."""
 
     commit: Commit
     rows: int
+    quarantined: int
     metrics: dict[str, dict[str, float]]
 
 
@@ -36,5 +37,5 @@ def evaluate_run(run: SavedRun, split: str, warn: Callable[[str], None]) -> Eval
     model = build_model(config, specs)
     restore_model(model, saved.files["model"])
     with solitary(config.resources.gpu) as runtime:
-        metrics = evaluate_split(config, specs, run.data, manifest, split, model.to(runtime.device), runtime)
-    return Evaluation(commit, manifest.split(split).rows, metrics)
+        scores = evaluate_split(config, specs, run.data, manifest, split, model.to(runtime.device), runtime)
+    return Evaluation(commit, manifest.split(split).rows, scores.quarantined, scores.metrics)

@@ -7,6 +7,7 @@ from mtl.config import Config
 from mtl.console import RunConsole
 from mtl.errors import ConfigError, RunError
 from mtl.job import Job, Result
+from mtl.limit import Limit
 from mtl.record import read
 from mtl.runtime import LocalRuntime
 from mtl.session import train as owned
@@ -16,7 +17,8 @@ from mtl.store import open_store
 def train(config: Config, console: RunConsole) -> Result:
     """Train in this process; under torchrun, rank 0 owns the run and the others follow."""
     threads = config.resources.cpus_per_worker if dist.is_torchelastic_launched() else torch.get_num_threads()
-    with LocalRuntime(gpu=config.resources.gpu, threads=threads, listen=console) as runtime:
+    over = Limit(config.max_hours, console.line)
+    with LocalRuntime(gpu=config.resources.gpu, threads=threads, listen=console, over=over) as runtime:
         groups = config.model.batch_norm_groups
         if config.model.batch_norm == "groups" and groups % runtime.world_size:
             raise ConfigError(

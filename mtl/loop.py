@@ -1,9 +1,10 @@
 """The training loop, to be read downward: a step, a run of steps with commits and evaluations, an evaluation.
 
-Every mean is exact. The valid labels of each global batch are counted over all ranks before its forward; a rank's
-share of task k's loss is (its sum of losses) * W / (global count), because DistributedDataParallel averages the W
-gradients. The counts travel one step ahead of their use, together with the flags on which ranks must agree (stop,
-commit, log), so that nothing waits for them.
+Every mean is exact. The valid labels of each global batch are counted over all ranks before its forward, each with its
+weight; a rank's share of task k's loss is (its sum of losses) * W / (global count), because DistributedDataParallel
+averages the W gradients. How losses are weighed, and from what, is the signal's business (mtl/balancing/signals). The
+counts travel one step ahead of their use, together with the flags on which ranks must agree (stop, commit, log), so
+that nothing waits for them.
 """
 
 import time
@@ -16,17 +17,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mtl.agreement import Every, agreed_batches
-from mtl.balancing import TaskStats
+from mtl.agreement import Every, agreed_batches, divisor, present
+from mtl.balancing.base import Needs, TaskStats
+from mtl.balancing.telemetry import overlap, together
+from mtl.blame import Sums, ceilings, machine, verdict
 from mtl.config import Config
 from mtl.data.colour import Standardise
 from mtl.data.keyed import key
-from mtl.data.loader import EMPTY, Batch, Loader
+from mtl.data.loader import OK, QUARANTINED, Batch, Loader
 from mtl.errors import DataError, MtlError
-from mtl.optim import learning_rate
+from mtl.optim import set_learning_rate
 from mtl.runtime import Runtime
+from mtl.tally import Tally
 from mtl.tasks import TaskSpec
-from mtl.trainee import Position, RunningStatistics, Trainee, settle
+from mtl.trainee import Position, Randomness, RunningStatistics, Trainee, settle
 
 BAD_STEPS = 10
 """Consecutive steps without a finite gradient after which training stops."""
@@ -34,56 +38,74 @@ BAD_STEPS = 10
 
 @dataclass
 class Window:
-    """Losses and times since the last progress line; losses are this rank's sums until they are reduced."""
+    """Losses and times since the last progress line; losses are this rank's sums until they are reduced.
+
+    together: this rank's samples with labels of both tasks, float64 [K, K].
+    """
 
     losses: Tensor
     counts: Tensor
+    together: Tensor
     samples: int = 0
-    waited_s: float = 0.0
+    waits: Sums = field(default_factory=Sums)
     began: float = field(default_factory=time.perf_counter)
 
 
-def train_step(trainee: Trainee, batch: Batch, counts: Tensor, world_size: int, device: torch.device) -> Tensor | None:
+def train_step(trainee: Trainee, batch: Batch, counts: Tensor, device: torch.device) -> Tensor | None:
     """Forward, backward and update on one global batch.
 
     Args:
-        counts: valid labels of the global batch, float64 [K].
+        counts: valid labels of the global batch, or the sum of their weights, float64 [K].
 
     Returns:
         This rank's sums of losses, float64 [K] on the device; None when a gradient was not finite, and then neither
-        parameters nor running statistics have changed. Gradients are equal on all ranks, so all of them skip together.
+        parameters nor running statistics nor the balancer have changed. Gradients and statistics are equal on all
+        ranks, so all of them skip together.
     """
-    model, optimizer = trainee.parallel, trainee.optimizer
-    weights = trainee.balancer.weights(TaskStats(counts, batch.step)).to(device)
-    share = weights.double() * world_size / counts.clamp(min=1).to(device)
+    parallel, optimizer, signal = trainee.parallel, trainee.optimizer, trainee.signal
     images, labels = torch.from_numpy(batch.images), _labels(batch, device)
     colour = torch.from_numpy(batch.colour)
     statistics = RunningStatistics(trainee.model)
     losses = torch.zeros(len(trainee.specs), dtype=torch.float64, device=device)
+    parts = [slice(at, at + trainee.micro_batch) for at in range(0, len(images), trainee.micro_batch)]
+    looks_back = Needs.POST_STEP_LOSSES in trainee.weigher.needs
+    randomness = Randomness(device) if looks_back else None
+
+    def sums(part: slice, forward: Callable[[Tensor], dict[str, Tensor]]) -> Tensor:
+        copied = time.perf_counter()
+        pixels, factors = images[part].to(device), colour[part].to(device)
+        trainee.copied_s += time.perf_counter() - copied
+        outputs = forward(trainee.standardise(pixels, factors))
+        return torch.stack([spec.loss(outputs[spec.name], labels[spec.name][part]) for spec in trainee.specs])
 
     optimizer.zero_grad(set_to_none=True)
-    parts = range(0, len(images), trainee.micro_batch)
-    for start in parts:
-        part = slice(start, start + trainee.micro_batch)
-        last = start == parts[-1]
-        with nullcontext() if last or not isinstance(model, DistributedDataParallel) else model.no_sync():
-            outputs = model(trainee.standardise(images[part].to(device), colour[part].to(device)))
-            sums = torch.stack([spec.loss(outputs[spec.name], labels[spec.name][part]) for spec in trainee.specs])
-            loss = (sums * share.to(sums.dtype)).sum()
-            # Times one; but a loss that is not finite gets a gradient that is not, so that every rank hears of it.
-            (loss * (1 + 0 * loss.detach())).backward()
-            losses += sums.detach().double()
+    signal.begin(TaskStats(counts, batch.step, epoch=batch.epoch, device=device))
+    for part in parts:
+        last = part is parts[-1]
+        with nullcontext() if last or not isinstance(parallel, DistributedDataParallel) else parallel.no_sync():
+            its_losses = sums(part, signal.forward)
+            signal.backward(its_losses, last)
+            losses += its_losses.detach().double()
         statistics.gather(len(images[part]) / len(images))
+    stats = signal.end()
 
     trained = [p for p in trainee.model.parameters() if p.grad is not None]
     norm = nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
-    if not bool(norm.isfinite()):
+    if not bool(norm.isfinite() & stats.finite()):
         statistics.undo()
         return None
     if trainee.clip_norm is not None:
         nn.utils.clip_grads_with_norm_(trained, trainee.clip_norm, norm)
     optimizer.step()
     statistics.keep()
+    after: Tensor | None = None
+    if randomness is not None and trainee.weigher.told(stats):
+        untouched = RunningStatistics(trainee.model)
+        randomness.replay()
+        with torch.no_grad():
+            after = torch.stack([sums(part, trainee.model).double() for part in parts]).sum(0)
+        untouched.undo()
+    trainee.weigher.learn(stats, after)
     return losses
 
 
@@ -110,32 +132,34 @@ def train(
     """
     specs, device = trainee.specs, runtime.device
     steps, first, committed_step = trainee.steps_per_epoch * config.epochs, position.step, position.step
-    window = _window(len(specs), device)
+    window, of_epoch, of_run = _window(len(specs), device), Sums(), Sums()
     began, commit_due, log_due = time.perf_counter(), Every(config.checkpoint.every_s), Every(config.log_every_s)
     batches = agreed_batches(
         loader,
         specs,
         runtime,
         stop=runtime.stop_requested,
-        commit=commit_due,
+        commit=lambda: runtime.commit_requested() or commit_due(),
         log=log_due,
     )
+    fed_by = machine(config)
     settle(trainee, loader.size_px, device)
     trainee.train_mode()
 
-    for batch, agreed, waited_s in batches:
+    for batch, agreed, waits in batches:
         if (agreed.stop or agreed.commit) and position.step != committed_step:
+            began_commit = time.perf_counter()
             commit(position)
+            waits.commit_s = time.perf_counter() - began_commit
             committed_step = position.step
         if agreed.stop:
             return False
         epoch = (position.step + 0.5) / trainee.steps_per_epoch
-        rate = learning_rate(config.optimizer, epoch, config.epochs)
-        for group in trainee.optimizer.param_groups:
-            group["lr"] = rate
+        rate = set_learning_rate(trainee.optimizer, config.optimizer, epoch, config.epochs, config.global_batch)
         torch.manual_seed(key("step", config.seed, batch.step, runtime.rank) >> 1)
 
-        losses = train_step(trainee, batch, agreed.counts, runtime.world_size, device)
+        trainee.copied_s = 0.0
+        losses = train_step(trainee, batch, agreed.counts, device)
 
         if losses is None:
             _skipped(trainee, position, batch, runtime)
@@ -143,73 +167,71 @@ def train(
             trainee.bad_in_a_row = 0
             window.losses += losses
             window.counts += agreed.counts
+            window.together += together(spec.valid(torch.from_numpy(batch.labels[spec.name])) for spec in specs)
         position.step += 1
         position.ledger = (position.ledger + batch.ledger) % 2**64
         position.quarantined += agreed.quarantined
         window.samples += agreed.samples
-        window.waited_s += waited_s
+        waits.copy_s = trainee.copied_s
+        window.waits.add(waits)
         _check_budget(position, batch, config, trainee)
 
         done = position.step % trainee.steps_per_epoch == 0
         if agreed.log or done:
-            row = _progress(window, position, steps, rate, trainee, runtime)
+            row, sums = _progress(window, position, steps, rate, trainee, runtime)
+            row["ceiling"] = ceilings(sums, fed_by)
+            of_epoch.add(sums)
             record(row)
             eta_s = (time.perf_counter() - began) * (steps - position.step) / (position.step - first)
             runtime.emit({"kind": "progress", "eta_s": eta_s, **row})
             window = _window(len(specs), device)
         if done:
-            at_epoch_end(position.step // trainee.steps_per_epoch)
+            number = position.step // trainee.steps_per_epoch
+            runtime.emit({"kind": "blame", "text": f"epoch {number}: {verdict(of_epoch, fed_by)}"})
+            of_run.add(of_epoch)
+            of_epoch = Sums()
+            at_epoch_end(number)
             commit(position)
             committed_step = position.step
             commit_due.restart()
             trainee.train_mode()
             window = _window(len(specs), device)
+    if of_run.samples:
+        runtime.emit({"kind": "blame", "text": f"all in all {verdict(of_run, fed_by)}"})
     return True
+
+
+@dataclass(frozen=True)
+class Scores:
+    """An evaluation: per task its metrics, loss and `labels`, the rows that had one; and the rows without an image."""
+
+    metrics: dict[str, dict[str, float]]
+    quarantined: int
 
 
 @torch.no_grad()
 def evaluate(
     model: nn.Module, specs: list[TaskSpec], loader: Loader, standardise: Standardise, runtime: Runtime, rows: int
-) -> dict[str, dict[str, float]]:
+) -> Scores:
     """Metrics per task over a whole split, every row counted once whatever the number of workers.
 
-    Returns:
-        Per task: its metrics, its loss, and `labels`, the number of rows that had one.
-
     Raises:
-        DataError: the rows counted are not the `rows` of the split.
+        DataError: valid and quarantined rows are together not the `rows` of the split.
     """
     model.eval()
-    device = runtime.device
-    sums: dict[str, Tensor] = {}
-
-    def add(name: str, value: Tensor) -> None:
-        sums[name] = sums[name] + value if name in sums else value
-
-    for batch in loader:
+    device, tally, counts = runtime.device, Tally(specs), torch.zeros(2, dtype=torch.float64)
+    for batch in map(present, loader):
         outputs = model(
             standardise(torch.from_numpy(batch.images).to(device), torch.from_numpy(batch.colour).to(device))
         )
-        labels = _labels(batch, device)
-        for spec in specs:
-            output, label = outputs[spec.name], labels[spec.name]
-            add(f"{spec.name}/labels", spec.valid(label).sum())
-            add(f"{spec.name}/loss", spec.loss(output, label).double())
-            for name, value in spec.tally(output, label).items():
-                add(f"{spec.name}/{name}", value)
         status = torch.from_numpy(batch.status)
-        add("rows", (status != EMPTY).sum())
-    flat = runtime.sum(torch.cat([value.double().reshape(-1).cpu() for value in sums.values()]))
-    for name, part in zip(sums, flat.split([value.numel() for value in sums.values()]), strict=True):
-        sums[name] = part.view(sums[name].shape)
-    if int(sums["rows"]) != rows:
-        raise DataError("Evaluation did not count every row once.", got=f"{int(sums['rows'])} rows", expected=rows)
-    result: dict[str, dict[str, float]] = {}
-    for spec in specs:
-        own = {name.partition("/")[2]: value for name, value in sums.items() if name.startswith(f"{spec.name}/")}
-        count = int(own["labels"])
-        result[spec.name] = {**spec.summary(own), "loss": own["loss"].item() / max(count, 1), "labels": count}
-    return result
+        tally.add(outputs, _labels(batch, device), status == OK)
+        counts += torch.stack([(status == OK).sum(), (status == QUARANTINED).sum()])
+    valid, quarantined = map(int, runtime.sum(counts).tolist())
+    if valid + quarantined != rows:
+        got = f"{valid} valid rows and {quarantined} quarantined ones"
+        raise DataError("Evaluation did not count every row once.", got=got, expected=f"{rows} rows")
+    return Scores(tally.metrics(runtime), quarantined)
 
 
 def _labels(batch: Batch, device: torch.device) -> dict[str, Tensor]:
@@ -217,25 +239,35 @@ def _labels(batch: Batch, device: torch.device) -> dict[str, Tensor]:
 
 
 def _window(tasks: int, device: torch.device) -> Window:
-    return Window(torch.zeros(tasks, dtype=torch.float64, device=device), torch.zeros(tasks, dtype=torch.float64))
+    zeros = torch.zeros(tasks, dtype=torch.float64)
+    return Window(zeros.to(device, copy=True), zeros.clone(), torch.zeros(tasks, tasks, dtype=torch.float64))
 
 
 def _progress(
     window: Window, position: Position, steps: int, rate: float, trainee: Trainee, runtime: Runtime
-) -> dict[str, Any]:
-    seconds = time.perf_counter() - window.began
-    losses = runtime.sum(window.losses.cpu()) / window.counts.clamp(min=1)
-    return {
+) -> tuple[dict[str, Any], Sums]:
+    """The row of a window, and where its time went on an average rank."""
+    window.waits.total_s = seconds = time.perf_counter() - window.began
+    parts = [window.losses.cpu(), window.together.reshape(-1), torch.tensor(window.waits.values(), dtype=torch.float64)]
+    losses, both, waits = runtime.sum(torch.cat(parts)).split([len(part) for part in parts])
+    losses, sums = losses / divisor(window.counts), Sums.mean(waits.tolist(), runtime.world_size)
+    names = [spec.name for spec in trainee.specs]
+    row: dict[str, Any] = {
         "step": position.step,
         "steps": steps,
         "epoch": position.step / trainee.steps_per_epoch,
         "lr": rate,
-        "loss": dict(zip((spec.name for spec in trainee.specs), losses.tolist(), strict=True)),
+        "loss": dict(zip(names, losses.tolist(), strict=True)),
         "images_per_s": window.samples / seconds,
-        "data_wait": window.waited_s / seconds,
+        "blame": sums.shares(),
         "skipped": position.skipped,
         "quarantined": position.quarantined,
+        "balancing": {
+            **trainee.weigher.telemetry.report(names),
+            "overlap": overlap(names, both.view(len(names), -1)),
+        },
     }
+    return row, sums
 
 
 def _skipped(trainee: Trainee, position: Position, batch: Batch, runtime: Runtime) -> None:

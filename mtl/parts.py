@@ -1,5 +1,7 @@
 """From a configuration to the parts of a job: tasks, model, loaders. The configuration stops here."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -7,18 +9,27 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd  # pyright: ignore[reportPrivateUsage]
 from torchvision.ops import StochasticDepth
 
+from mtl.balancing.build import build_balancer
+from mtl.balancing.signals import Ranks, Signal, Weigher, build_signal
 from mtl.config import Config
 from mtl.data.colour import Standardise
+from mtl.data.groups import groups_of
+from mtl.data.joined import Joined
 from mtl.data.keyed import key
+from mtl.data.known import known
 from mtl.data.loader import Loader, Target
 from mtl.data.manifest import Index, Manifest
+from mtl.data.memory import Source
+from mtl.data.mixture import AnyOrder
 from mtl.data.order import Order
 from mtl.data.reader import Reader
 from mtl.data.transforms import EvalView, TrainView
 from mtl.errors import ConfigError
-from mtl.loop import evaluate
-from mtl.model import MultiTaskModel, build_backbone
+from mtl.loop import Scores, evaluate
+from mtl.mixing import DataSet
+from mtl.model import PATTERNS, HeadSpec, MultiTaskModel, build_backbone
 from mtl.model.batchnorm import apply_policy, has_batch_norm
+from mtl.model.initial import load_initial
 from mtl.runtime import Runtime
 from mtl.store import Store
 from mtl.tasks import TaskSpec, build
@@ -28,8 +39,10 @@ def build_specs(config: Config, manifest: Manifest) -> list[TaskSpec]:
     """The tasks of a configuration over the labels of a data set."""
     specs: list[TaskSpec] = []
     for name, task in config.tasks.items():
-        label, count = manifest.labels[task.label], manifest.split("train").labels[task.label]
-        specs.append(build(name, task, classes=label.classes, low=count.low or 0.0, high=count.high or 0.0))
+        of, groups = config.tasks.get(task.group_of or ""), None
+        if of is not None:
+            groups = groups_of(manifest, of.label, task.label)
+        specs.append(build(name, task, groups=groups, **known(task, manifest)))
     return specs
 
 
@@ -37,16 +50,22 @@ def build_model(config: Config, specs: list[TaskSpec], dtype: torch.dtype = torc
     """The model with initial weights that depend on the seed alone.
 
     Raises:
-        ConfigError: the backbone can not be built, or its batch norm does not go with the rest of the configuration.
+        ConfigError: the backbone can not be built, the sharing pattern does not fit it, or its batch norm does not go
+            with the rest of the configuration.
     """
     torch.manual_seed(key("init", config.seed) >> 1)
-    backbone, features = build_backbone(config.model.backbone, config.model.backbone_args, config.augment.size_px)
-    model = MultiTaskModel(
-        backbone, features, {s.name: s.outputs for s in specs}, config.model.head_hidden, config.model.dropout
+    wanted = config.model
+    backbone = build_backbone(wanted.backbone, wanted.backbone_args, config.augment.size_px)
+    heads = HeadSpec(
+        outputs={spec.name: spec.outputs for spec in specs},
+        hidden=wanted.head_hidden,
+        dropout=wanted.dropout,
+        attention=wanted.pooling == "attention",
     )
+    model = PATTERNS[wanted.sharing.pattern](backbone, heads, **wanted.sharing.arguments())
     if config.order.keep_tail and config.model.batch_norm != "frozen" and has_batch_norm(model):
         raise ConfigError(
-            "An incomplete batch would spoil the statistics of batch norm: its empty rows are blank images.",
+            "An incomplete batch would spoil the statistics of batch norm: its few rows are no fair sample.",
             got="order.keep_tail, and a model with batch norm",
             do="leave order.keep_tail out, or use a model without batch norm, or model.batch_norm=frozen",
         )
@@ -54,15 +73,63 @@ def build_model(config: Config, specs: list[TaskSpec], dtype: torch.dtype = torc
     return model.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
+def initialise(config: Config, model: MultiTaskModel) -> list[str]:
+    """Load model.init_from, if there is one, into a new model. Returns what was loaded and what was not, for people.
+
+    Raises:
+        ConfigError: the file can not be read, or does not fit.
+    """
+    if config.model.init_from is None:
+        return []
+    return load_initial(model, config.model.init_from, partial=config.model.init_partial).describe()
+
+
+def local_batch(config: Config, world_size: int) -> int:
+    """Samples of a worker's part of a global batch, at most: some workers may have a lane fewer."""
+    return config.global_batch // config.order.lanes * -(-config.order.lanes // world_size)
+
+
 def micro_batch(config: Config, world_size: int) -> int:
     """Samples of one forward pass on a worker: its whole part of a global batch, unless the configuration says less."""
-    per_lane = config.global_batch // config.order.lanes
-    local = per_lane * -(-config.order.lanes // world_size)
+    local = local_batch(config, world_size)
     limit = min(config.max_micro_batch or local, local)
     if config.model.batch_norm == "groups":
         group = config.global_batch // config.model.batch_norm_groups
         return max(limit // group, 1) * group
     return limit
+
+
+def build_weigher(config: Config, specs: list[TaskSpec], world_size: int, device: torch.device) -> Weigher:
+    """The balancer, and the hold on the weights that it gives.
+
+    Raises:
+        ConfigError: there is no such method, or it does not take these arguments.
+    """
+    balancing = config.balancing
+    balancer = build_balancer(balancing.method, len(specs), config.seed, balancing.arguments)
+    kinds = tuple(config.tasks[spec.name].kind for spec in specs)
+    return Weigher(balancer, [spec.weight for spec in specs], kinds, Ranks(world_size, device))
+
+
+def signal_of(config: Config, weigher: Weigher, model: MultiTaskModel, parallel: nn.Module, world_size: int) -> Signal:
+    """What forms a step's gradients, on one of `world_size` workers.
+
+    Raises:
+        ConfigError: the backend does not suit the balancer, the model or the micro-batches.
+    """
+    balancing, parameter = config.balancing, next(model.parameters())
+    return build_signal(
+        weigher,
+        model,
+        parallel,
+        tasks=list(config.tasks),
+        backend=balancing.backend,
+        statistic=balancing.statistic,
+        refresh_steps=balancing.refresh_steps,
+        lag=balancing.lag > 0,
+        accumulates=micro_batch(config, world_size) < local_batch(config, world_size),
+        images=parameter.new_zeros(2, 3, config.augment.size_px, config.augment.size_px),
+    )
 
 
 def targets(config: Config, specs: list[TaskSpec]) -> tuple[Target, ...]:
@@ -71,19 +138,32 @@ def targets(config: Config, specs: list[TaskSpec]) -> tuple[Target, ...]:
     for spec in specs:
         kind = config.tasks[spec.name].kind
         negated = "no" if spec.flip != "negate" else "angle" if kind == "circular" else "number"
-        made.append(Target(spec.name, spec.column, spec.integer, negated))
+        components = config.tasks[spec.name].flip_components
+        made.append(Target(spec.name, ",".join(spec.columns), spec.integer, negated, spec.width, components))
     return tuple(made)
 
 
+def build_reader(wanted: tuple[Target, ...], sets: Sequence[DataSet]) -> Source:
+    """What reads the row groups of `sets`, numbered over all of them. The first one has every column."""
+    columns = tuple(dict.fromkeys(column for target in wanted for column in target.columns))
+    widths = {target.column: target.width for target in wanted if target.width and len(target.columns) == 1}
+    readers = [
+        Reader(its.store, its.index, tuple(name for name in columns if name in its.manifest.labels), widths)
+        for its in sets
+    ]
+    if len(readers) == 1:
+        return readers[0]
+    return Joined(readers, {name: target.of_column().empty for target in wanted for name in target.columns})
+
+
 def build_loader(
-    config: Config, specs: list[TaskSpec], data: Store, split: str, order: Order, steps: range, runtime: Runtime
+    config: Config, specs: list[TaskSpec], sets: Sequence[DataSet], order: AnyOrder, steps: range, runtime: Runtime
 ) -> Loader:
-    """This rank's batches of `split`: augmented in order for training, every row once for the other splits."""
+    """This rank's batches of `sets`: augmented in order for training, every row once for evaluation."""
     training = order.shuffle
     wanted = targets(config, specs)
-    columns = tuple(dict.fromkeys(target.column for target in wanted))
     return Loader(
-        Reader(data, Index.load(data, split), columns),
+        build_reader(wanted, sets),
         order,
         TrainView(config.augment, config.seed) if training else EvalView(config.augment),
         wanted,
@@ -94,6 +174,8 @@ def build_loader(
         threads=config.loader.threads or config.resources.cpus_per_worker,
         io_threads=config.loader.io_threads,
         prefetch_batches=config.loader.prefetch_batches,
+        prefetch_bytes=int(config.loader.prefetch_mb * 1e6),
+        memory=config.loader.memory if training else "none",
     )
 
 
@@ -106,11 +188,12 @@ def evaluate_split(
     model: nn.Module,
     runtime: Runtime,
     dtype: torch.dtype = torch.float32,
-) -> dict[str, dict[str, float]]:
+) -> Scores:
     """Metrics per task of `model` over every row of `split`."""
     rows = manifest.split(split).rows
-    order = evaluation_order(Index.load(data, split).rows, config, manifest.fingerprint, split)
-    loader = build_loader(config, specs, data, split, order, range(order.steps), runtime)
+    its = DataSet("data", data, manifest, Index.load(data, split))
+    order = evaluation_order(its.index.rows, config, manifest.fingerprint, split)
+    loader = build_loader(config, specs, [its], order, range(order.steps), runtime)
     standardise = Standardise(manifest.statistics, None, runtime.device, dtype)
     return evaluate(model, specs, loader, standardise, runtime, rows)
 

@@ -1,51 +1,55 @@
 """What can be checked before torch and Ray are imported: the data set, its labels, the arithmetic, the run's past."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from mtl.balancing import address
 from mtl.config import Config, Task, parse
 from mtl.console import counted
-from mtl.data.manifest import Index, LabelKind, Manifest
-from mtl.data.order import Order
-from mtl.errors import CheckpointError, ConfigError, DataError, NotFound, RunError
+from mtl.data.balance import balances
+from mtl.data.footprint import Footprint, footprint
+from mtl.data.manifest import Manifest
+from mtl.data.mixture import AnyOrder
+from mtl.data.order import I64
+from mtl.errors import CheckpointError, ConfigError, NotFound, RunError
+from mtl.label_checks import check_mixed, check_tasks
+from mtl.mixing import DataSet, shares, training_order, training_sets
 from mtl.record import Record, read
 from mtl.schema import differences
 from mtl.store import Store, open_store
-
-_FITS: dict[str, tuple[LabelKind, ...]] = {
-    "multiclass": ("class",),
-    "binary": ("binary", "class"),
-    "circular": ("angle",),
-    "regression": ("real", "angle"),
-}
 
 
 @dataclass(frozen=True)
 class Plan:
     """What the checks found.
 
-    The data set, the order of its training split, the run's record if it has one, and what changed since it began:
-    (old, new) by field.
+    The first data set, all that are trained on, the order of their training splits, the run's record if it has one, and
+    what changed since it began: (old, new) by field.
     """
 
     manifest: Manifest
-    order: Order
+    sets: Sequence[DataSet]
+    order: AnyOrder
     record: Record | None
     changed: dict[str, tuple[object, object]]
-    resident_bytes: int
-    balance: float
+    memory: Footprint
 
     def describe(self, config: Config) -> list[str]:
         """The arithmetic of the run, for people."""
         order, workers = self.order, world_size(config)
+        rows, steps = self.manifest.split("train").rows, order.steps * config.epochs
         return [
-            f"data     {self.manifest.name}: {order.n:,} training images, {len(self.manifest.labels)} labels",
+            f"data     {self.manifest.name}: {rows:,} training images, {len(self.manifest.labels)} labels",
+            *(f"mixture  {line}" for line in shares(self.sets, order, steps) if config.mixture),
             f"batch    {config.global_batch} = {counted(workers, 'worker')} x {config.global_batch / workers:g}; "
-            f"{counted(order.steps, 'step')} an epoch, {order.steps * config.epochs:,} in all",
-            f"order    {order.order_id}: {counted(order.lanes, 'lane')}, balance {self.balance:.0%}, "
-            f"read-ahead at most {self.resident_bytes / 1e6:,.1f} MB a worker",
+            f"{counted(order.steps, 'step')} an epoch, {steps:,} in all",
+            *(f"rate     {scaled}" for scaled in [config.optimizer.scaled(config.global_batch)] if scaled),
+            f"order    {order.order_id}: {counted(order.lanes, 'lane')}, "
+            f"{balances(order.lanes, workers, worker_counts(config))}",
+            f"memory   {self.memory.describe()}, for reading and decoding",
             *(f"changed  {name}: {old} -> {new}" for name, (old, new) in self.changed.items()),
         ]
 
@@ -56,43 +60,62 @@ def check(config: Config) -> Plan:
     Raises:
         DataError, ConfigError, CheckpointError, StoreError: the first thing that is wrong, within seconds.
     """
-    store = open_store(config.data)
-    manifest = Manifest.load(store)
+    address(config.balancing.method)
+    sets = training_sets(config)
+    manifest = sets[0].manifest
     for split in ("train", "val", "test"):
         manifest.split(split)
-    for name, task in config.tasks.items():
-        check_task(name, task, manifest)
-    order, resident = check_order(config, manifest, store)
+    check_tasks(config, manifest)
+    for other in sets[1:]:
+        check_mixed(config, manifest, other.key, other.manifest)
+    order, held = check_order(config, sets)
     run = open_store(config.storage).child(config.name)
     record = read(run)
     unfinished = record is not None and record.status != "finished"
     changed = check_resumable(run, config) if unfinished else {}
-    return Plan(manifest, order, record, changed, resident, _balance(config))
+    return Plan(manifest, sets, order, record, changed, held)
 
 
-def check_order(config: Config, manifest: Manifest, store: Store) -> tuple[Order, int]:
-    """The order of the training split, and the bytes that its read-ahead holds at most on one worker.
+def check_order(config: Config, sets: Sequence[DataSet]) -> tuple[AnyOrder, Footprint]:
+    """The order in which `sets` are trained on, and the memory that reading them takes on one worker.
 
     Raises:
-        ConfigError: an epoch has no step, or the read-ahead is larger than allowed.
+        ConfigError: one is smaller than its part of a step, or the memory is more than allowed.
     """
-    order = training_order(config, manifest, store)
-    if order.steps == 0:
+    order, manifest = training_order(config, sets), sets[0].manifest
+    lengths, limit = np.concatenate([its.index.length for its in sets]), config.loader.memory_gb * 1e9
+    held = _footprint(config, manifest, order, lengths, world_size(config))
+    if held.total > limit:
+        fits = (n for n in worker_counts(config) if _footprint(config, manifest, order, lengths, n).total <= limit)
+        enough = next(fits, None)
         raise ConfigError(
-            "The training split is smaller than one global batch.",
-            got=f"{order.n} rows",
-            expected=f"at least global_batch = {config.global_batch}",
-            do="lower --global-batch, or set --order.keep-tail",
-        )
-    resident = _resident_bytes(config, store, order)
-    if resident > config.loader.memory_gb * 1e9:
-        raise ConfigError(
-            "The read-ahead does not fit into memory.",
-            got=f"{resident / 1e9:.1f} GB on one of {counted(world_size(config), 'worker')}",
+            "The read path does not fit into memory.",
+            got=f"{held.describe()}, of {world_size(config)}",
             expected=f"at most loader.memory_gb = {config.loader.memory_gb}",
-            do="lower order.block_row_groups, use more workers, or raise loader.memory_gb",
+            do="lower order.block_row_groups or loader.prefetch_mb, set loader.memory to none, "
+            f"{f'use {enough} workers, ' if enough else ''}or raise loader.memory_gb",
         )
-    return order, resident
+    return order, held
+
+
+def _footprint(config: Config, manifest: Manifest, order: AnyOrder, lengths: I64, workers: int) -> Footprint:
+    return footprint(
+        order,
+        lengths,
+        workers,
+        size_px=config.augment.size_px,
+        label_entries=sum(_entries(task, manifest) for task in config.tasks.values()),
+        prefetch_batches=config.loader.prefetch_batches,
+        prefetch_bytes=int(config.loader.prefetch_mb * 1e6),
+        memory=config.loader.memory,
+    )
+
+
+def _entries(task: Task, manifest: Manifest) -> int:
+    """Numbers in one label of a task."""
+    label = manifest.labels[task.columns[0]]
+    lists = label.kind in ("set", "vector", "soft")
+    return len(label.classes or "a") if lists else len(task.columns)
 
 
 @dataclass(frozen=True)
@@ -138,8 +161,7 @@ def check_saved(uri: str, split: str, data: str | None = None) -> SavedRun:
     source = open_store(data or config.data)
     manifest = Manifest.load(source)
     manifest.split(split)
-    for name, task in config.tasks.items():
-        check_task(name, task, manifest)
+    check_tasks(config, manifest)
     return SavedRun(config, record, store, source, manifest)
 
 
@@ -148,18 +170,10 @@ def world_size(config: Config) -> int:
     return config.resources.workers if config.runtime == "ray" else int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def training_order(config: Config, manifest: Manifest, store: Store) -> Order:
-    """The order of the training split."""
-    return Order(
-        Index.load(store, "train").rows,
-        fingerprint=manifest.fingerprint,
-        split="train",
-        seed=config.seed,
-        lanes=config.order.lanes,
-        block_row_groups=config.order.block_row_groups,
-        global_batch=config.global_batch,
-        keep_tail=config.order.keep_tail,
-    )
+def worker_counts(config: Config) -> list[int]:
+    """The numbers of workers on which the run may go on, ascending: at most one a lane."""
+    groups = config.model.batch_norm_groups if config.model.batch_norm == "groups" else 0
+    return [n for n in range(1, config.order.lanes + 1) if groups % n == 0]
 
 
 def check_resumable(run: Store, config: Config) -> dict[str, tuple[object, object]]:
@@ -187,69 +201,8 @@ def check_resumable(run: Store, config: Config) -> dict[str, tuple[object, objec
             do="choose another --name, or repeat the first configuration "
             f"(jobs/train.py --config {run.uri}/config.yaml)",
         )
-    return {name: (old, new) for name, (_, old, new) in changed.items() if name not in ("name", "data", "storage")}
+    return {name: (old, new) for name, (_, old, new) in changed.items() if not _is_address(name)}
 
 
-def check_task(name: str, task: Task, manifest: Manifest) -> None:
-    """Compare a task with the label column that it reads.
-
-    Raises:
-        DataError: the column is missing, holds ids out of range, or no label at all in training.
-        ConfigError: its kind or its number of classes does not fit.
-    """
-    label = manifest.labels.get(task.label)
-    if label is None:
-        raise DataError(
-            f"Task '{name}' needs a label column that the data set does not have.",
-            got=task.label,
-            expected=f"one of {', '.join(manifest.labels)}",
-            do=f"set --tasks.{name}.label, or add the column to the data set",
-        )
-    if label.kind not in _FITS[task.kind]:
-        raise ConfigError(
-            f"Task '{name}' is of kind {task.kind}, which does not fit its label '{task.label}'.",
-            got=f"a label of kind {label.kind}",
-            expected=f"kind {' or '.join(_FITS[task.kind])}",
-            do=f"set --tasks.{name}.kind",
-        )
-    classes = len(label.classes or ())
-    wanted = 2 if task.kind == "binary" else task.classes or classes
-    if label.classes is not None and classes != wanted:
-        raise ConfigError(
-            f"Task '{name}' and its label '{task.label}' differ in the number of classes.",
-            got=f"{wanted} in the configuration",
-            expected=f"{classes} in the data set ({', '.join(label.classes[:12])}{', ...' if classes > 12 else ''})",
-            do=f"leave tasks.{name}.classes out, or mend the data set",
-        )
-    top = classes if label.classes is not None else 2
-    for split_name, split in manifest.splits.items():
-        count = split.labels[task.label]
-        if label.kind in ("class", "binary") and count.valid and not (0 <= (count.low or 0) <= (count.high or 0) < top):
-            raise DataError(
-                f"Label '{task.label}' holds class ids out of range in split '{split_name}'.",
-                got=f"ids from {count.low:g} to {count.high:g}",
-                expected=f"0 to {top - 1}",
-                do="write the data set again with jobs/prepare.py",
-            )
-        if split_name == "train" and not count.valid:
-            raise DataError(
-                f"No row of the training split has the label '{task.label}' of task '{name}'.",
-                got=f"{count.nulls} rows, all without it",
-                expected="at least one row with it",
-                do="remove the task, or label some rows",
-            )
-
-
-def _resident_bytes(config: Config, store: Store, order: Order) -> int:
-    """At most: two blocks a lane, of the largest row groups, on the worker with most lanes."""
-    length = np.sort(Index.load(store, "train").length)[::-1]
-    lanes = -(-order.lanes // world_size(config))
-    overlap = 2  # a lane's segment may begin and end within a row group
-    groups = -(-len(length) // order.lanes) + overlap
-    block = min(order.block_row_groups or groups, groups)
-    return min(2 * lanes * int(length[:block].sum()), 2 * int(length.sum()))
-
-
-def _balance(config: Config) -> float:
-    lanes, workers = config.order.lanes, world_size(config)
-    return lanes / (workers * -(-lanes // workers))
+def _is_address(field: str) -> bool:
+    return field in ("name", "data", "storage") or (field.startswith("mixture.") and field.endswith(".data"))

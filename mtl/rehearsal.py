@@ -8,18 +8,19 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from mtl.balancing import Static
-from mtl.config import Config
+from mtl.agreement import divisor
+from mtl.config import Config, Task
 from mtl.data.colour import Standardise
 from mtl.data.loader import OK, Batch, LabelArray
 from mtl.data.manifest import Manifest, Statistics
 from mtl.errors import ConfigError, ResourceError
 from mtl.local import solitary
 from mtl.loop import train_step
+from mtl.mixing import training_order, training_sets
 from mtl.optim import build_optimizer
-from mtl.parts import build_loader, build_model, build_specs, micro_batch
-from mtl.preflight import training_order, world_size
-from mtl.store import open_store
+from mtl.parts import build_loader, build_model, build_specs, build_weigher, initialise, micro_batch, signal_of
+from mtl.preflight import world_size
+from mtl.task_config import ON_TREES, WITH_CLASSES
 from mtl.tasks import TaskSpec, build
 from mtl.trainee import Trainee
 
@@ -39,6 +40,7 @@ class Rehearsal:
         micro_batch: samples of one forward pass in training.
         memory_bytes: that a worker's model, gradients, optimizer and activations take at that size: measured on a GPU,
             elsewhere computed from what the step saved for its backward.
+        initial: what was loaded from model.init_from, and what was not.
     """
 
     parameters: int
@@ -47,6 +49,7 @@ class Rehearsal:
     losses: dict[str, float]
     micro_batch: int
     memory_bytes: int
+    initial: list[str]
 
 
 def rehearse(config: Config, manifest: Manifest | None, *, gpu: bool = False) -> Rehearsal:
@@ -60,15 +63,18 @@ def rehearse(config: Config, manifest: Manifest | None, *, gpu: bool = False) ->
     device = solitary(gpu).device
     specs = build_specs(config, manifest) if manifest else _blank_specs(config)
     model = build_model(config, specs).to(device)
+    initial = initialise(config, model)
     wanted = micro_batch(config, world_size(config))
     samples = wanted if gpu else min(_CPU_SAMPLES, wanted)
-    batch = _resized(_first_batch(config, specs, manifest) if manifest else _blank(config, specs), samples)
+    batch = _resized(_first_batch(config, specs) if manifest else _blank(config, specs), samples)
+    weigher = build_weigher(config, specs, 1, device)
     trainee = Trainee(
         model=model,
         parallel=model,
         optimizer=build_optimizer(model, config.optimizer),
         specs=specs,
-        balancer=Static([spec.weight for spec in specs]),
+        weigher=weigher,
+        signal=signal_of(config, weigher, model, model, world_size(config)),
         standardise=Standardise(manifest.statistics if manifest else _GREY, config.augment, device, torch.float32),
         steps_per_epoch=1,
         micro_batch=samples,
@@ -76,12 +82,12 @@ def rehearse(config: Config, manifest: Manifest | None, *, gpu: bool = False) ->
         frozen_batch_norm=config.model.batch_norm == "frozen",
     )
     trainee.train_mode()
-    counts = torch.stack([spec.valid(torch.from_numpy(batch.labels[spec.name])).sum() for spec in specs]).double()
+    counts = torch.stack([spec.weight_of(torch.from_numpy(batch.labels[spec.name])).sum() for spec in specs])
     saved = _Saved(model)
     began = time.perf_counter()
     try:
         with saved_tensors_hooks(saved.note, lambda tensor: tensor):
-            sums = train_step(trainee, batch, counts, 1, device)
+            sums = train_step(trainee, batch, counts, device)
     except torch.cuda.OutOfMemoryError as error:
         raise ResourceError(
             "A step does not fit into the GPU's memory.",
@@ -90,7 +96,7 @@ def rehearse(config: Config, manifest: Manifest | None, *, gpu: bool = False) ->
         ) from error
     if sums is None:
         raise ConfigError("The gradient of the first step is not finite.", do="look at the labels' values: --preview")
-    losses = (sums.cpu() / counts.clamp(min=1)).tolist()
+    losses = (sums.cpu() / divisor(counts)).tolist()
     return Rehearsal(
         parameters=sum(p.numel() for p in model.parameters()),
         samples=samples,
@@ -98,6 +104,7 @@ def rehearse(config: Config, manifest: Manifest | None, *, gpu: bool = False) ->
         losses={s.name: loss for s, loss, n in zip(specs, losses, counts.tolist(), strict=True) if n},
         micro_batch=wanted,
         memory_bytes=torch.cuda.max_memory_allocated() if gpu else _held(trainee) + saved.bytes * wanted // samples,
+        initial=initial,
     )
 
 
@@ -125,7 +132,7 @@ def _held(trainee: Trainee) -> int:
 
 
 def _blank_specs(config: Config) -> list[TaskSpec]:
-    unknown = [name for name, task in config.tasks.items() if task.kind == "multiclass" and task.classes is None]
+    unknown = [name for name, task in config.tasks.items() if not task.class_count and task.kind in WITH_CLASSES]
     if unknown:
         raise ConfigError(
             "Without a data set the number of classes is not known.",
@@ -134,15 +141,24 @@ def _blank_specs(config: Config) -> list[TaskSpec]:
             do=f"set --tasks.{unknown[0]}.classes",
         )
     return [
-        build(name, task, classes=tuple(map(str, range(task.classes or 0))), low=0, high=1)
+        build(name, _plain(task), classes=tuple(map(str, range(task.class_count or 0))) or None, low=0, high=1)
         for name, task in config.tasks.items()
     ]
 
 
+def _plain(task: Task) -> Task:
+    """The task without what only a data set can tell: balanced weights, a tree, groups."""
+    name = None if task.loss_name in ON_TREES else task.loss.name
+    loss = task.loss.model_copy(update={"balanced": False, "name": name})
+    return task.model_copy(update={"loss": loss, "tree": None, "group_of": None})
+
+
 def _blank(config: Config, specs: list[TaskSpec]) -> Batch:
     size = config.augment.size_px
+    shapes = {spec.name: (1, spec.width) if spec.width else (1,) for spec in specs}
     labels: dict[str, LabelArray] = {
-        spec.name: np.zeros(1, np.int64) if spec.integer else np.zeros(1, np.float32) for spec in specs
+        spec.name: np.zeros(shapes[spec.name], np.int64) if spec.integer else np.zeros(shapes[spec.name], np.float32)
+        for spec in specs
     }
     return Batch(
         step=0,
@@ -156,13 +172,12 @@ def _blank(config: Config, specs: list[TaskSpec]) -> Batch:
     )
 
 
-def _first_batch(config: Config, specs: list[TaskSpec], manifest: Manifest) -> Batch:
+def _first_batch(config: Config, specs: list[TaskSpec]) -> Batch:
     """The first sample of each lane, as training will see it."""
-    data = open_store(config.data)
+    sets = training_sets(config)
     few = config.model_copy(update={"global_batch": config.order.lanes})
     few = few.model_copy(update={"model": config.model.model_copy(update={"batch_norm": "local"})})
-    order = training_order(few, manifest, data)
-    loader = build_loader(few, specs, data, "train", order, range(1), solitary())
+    loader = build_loader(few, specs, sets, training_order(few, sets), range(1), solitary())
     try:
         return next(iter(loader))
     finally:
@@ -170,8 +185,8 @@ def _first_batch(config: Config, specs: list[TaskSpec], manifest: Manifest) -> B
 
 
 def _resized(batch: Batch, samples: int) -> Batch:
-    """`batch` cut, or repeated, to `samples`."""
-    at = np.arange(samples) % len(batch.images)
+    """`batch` thinned, or its samples repeated, to `samples`: in a mixture some of each large part."""
+    at = np.arange(samples) * len(batch.images) // samples
     return replace(
         batch,
         images=batch.images[at],

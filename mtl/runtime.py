@@ -33,6 +33,8 @@ class Runtime(Protocol):
     rank: int
     world_size: int
     device: torch.device
+    lost: dict[str, Any] | None
+    """Cause and replayed_s of the restart that these workers came with; rank 0 only, None where there was none."""
 
     def control(self, values: Tensor) -> Pending:
         """Begin to sum `values` (on the CPU) over all ranks, beside whatever the device does."""
@@ -48,6 +50,10 @@ class Runtime(Protocol):
 
     def stop_requested(self) -> bool:
         """Whether this process has been asked to commit and stop."""
+        ...
+
+    def commit_requested(self) -> bool:
+        """Whether this process has been asked to commit and go on; rank 0 only."""
         ...
 
     def emit(self, event: dict[str, Any]) -> None:
@@ -123,9 +129,17 @@ class LocalRuntime:
         gpu: use a GPU, of this process's local rank.
         threads: threads of torch's operators.
         listen: called with every event, on rank 0.
+        over: whether to stop for another reason than a signal.
     """
 
-    def __init__(self, *, gpu: bool, threads: int, listen: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(
+        self,
+        *,
+        gpu: bool,
+        threads: int,
+        listen: Callable[[dict[str, Any]], None],
+        over: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.rank = int(os.environ.get("RANK", "0"))
         self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
         self.device = pick_device(gpu, int(os.environ.get("LOCAL_RANK", "0")))
@@ -133,7 +147,8 @@ class LocalRuntime:
         if self.world_size > 1 and not dist.is_initialized():
             dist.init_process_group("nccl" if gpu else "gloo", timeout=timedelta(minutes=10))
         self._group = Group(self.rank, self.world_size, self.device)
-        self._listen = listen
+        self.lost: dict[str, Any] | None = None
+        self._listen, self._over = listen, over
         self._stop = threading.Event()
         self._previous: dict[int, Any] = {}
 
@@ -175,8 +190,12 @@ class LocalRuntime:
         return bytes(value for value in self.sum(data).tolist() if value).decode()
 
     def stop_requested(self) -> bool:
-        """Whether SIGTERM or SIGINT arrived; a second SIGINT interrupts at once."""
-        return self._stop.is_set()
+        """Whether SIGTERM or SIGINT arrived, or the time is over; a second SIGINT interrupts at once."""
+        return self._stop.is_set() or self._over()
+
+    def commit_requested(self) -> bool:
+        """Never: whoever takes this machine away stops the job."""
+        return False
 
     def emit(self, event: dict[str, Any]) -> None:
         """Hand the event to the listener, on rank 0."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mtl.balancing import Balancer
+from mtl.balancing.signals import Signal, Weigher
 from mtl.data.colour import Standardise
 from mtl.model.batchnorm import freeze
 from mtl.tasks import TaskSpec
@@ -27,20 +27,23 @@ class Position:
 class Trainee:
     """What is trained, and with what.
 
-    `model` is the plain module, `parallel` the one whose backward averages gradients over ranks.
+    `model` is the plain module, `parallel` the one whose backward averages gradients over ranks. `signal` forms the
+    gradients of a step, `weigher` holds the balancer that it asks.
     """
 
     model: nn.Module
     parallel: nn.Module
     optimizer: torch.optim.Optimizer
     specs: list[TaskSpec]
-    balancer: Balancer
+    weigher: Weigher
+    signal: Signal
     standardise: Standardise
     steps_per_epoch: int
     micro_batch: int
     clip_norm: float | None
     frozen_batch_norm: bool
     bad_in_a_row: int = 0
+    copied_s: float = 0.0  # host time of copies to the device, so far
 
     def train_mode(self) -> None:
         """Switch to training, with batch norm left on its stored statistics where it is frozen."""
@@ -89,6 +92,22 @@ class RunningStatistics:
     def _put(self, values: list[Tensor]) -> None:
         for buffer, value in zip(self._buffers, values, strict=True):
             buffer.copy_(value)
+
+
+@final
+class Randomness:
+    """The state of torch's generators, to draw the same again."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device if device.type == "cuda" else None
+        self._cpu = torch.get_rng_state()
+        self._gpu = torch.cuda.get_rng_state(device) if self._device else None
+
+    def replay(self) -> None:
+        """Go back to that state."""
+        torch.set_rng_state(self._cpu)
+        if self._device is not None and self._gpu is not None:
+            torch.cuda.set_rng_state(self._gpu, self._device)
 
 
 def settle(trainee: Trainee, size_px: int, device: torch.device) -> None:

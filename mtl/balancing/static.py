@@ -1,27 +1,21 @@
 """Fixed weights: the baseline that is hard to beat once they are tuned (Kurin et al. 2022, Xin et al. 2022)."""
 
-from collections.abc import Sequence
-from typing import Any, final
+from typing import final
 
 import torch
 
-from mtl.balancing.base import TaskStats
+from mtl.balancing.base import Needs, Stateless, TaskStats
 
 
 @final
-class Static:
-    """The configured weights, at every step."""
+class Static(Stateless):
+    """Ones, at every step: a task's own weight is already in its loss."""
 
-    def __init__(self, weights: Sequence[float]) -> None:
-        self._weights = torch.tensor(weights, dtype=torch.float32)
+    needs = Needs.NOTHING
+
+    def __init__(self, tasks: int, seed: int) -> None:
+        self._ones = torch.ones(tasks, dtype=torch.float64)
 
     def weights(self, stats: TaskStats) -> torch.Tensor:
-        """The weights, [K]."""
-        return self._weights
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing: the configuration holds the weights."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to restore."""
+        """Ones, [K]."""
+        return self._ones

@@ -12,6 +12,7 @@ import numpy.typing as npt
 U64 = npt.NDArray[np.uint64]
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_CHUNK = 2**16  # numbers hashed at a stretch: they stay in the processor's cache
 
 
 def key(*parts: int | str) -> int:
@@ -35,8 +36,26 @@ def hashes(seed: int, values: U64) -> U64:
 
 
 def permutation(seed: int, n: int) -> npt.NDArray[np.int64]:
-    """A permutation of range(n): the order of keyed hashes (a bijection of distinct inputs, so there are no ties)."""
-    return np.argsort(hashes(seed, np.arange(n, dtype=np.uint64)), kind="stable")
+    """A permutation of range(n): the order of keyed hashes (a bijection of distinct inputs, so there are no ties).
+
+    Numbers are sorted with the high bits of their hash in front, in one array: several times faster than an argsort.
+    The few whose high bits are equal are then put in order by the whole hash.
+    """
+    bits = np.uint64(max(n - 1, 0).bit_length())
+    sorted_ = np.empty(n, np.uint64)
+    for start in range(0, n, _CHUNK):
+        numbers = np.arange(start, min(start + _CHUNK, n), dtype=np.uint64)
+        sorted_[start : start + len(numbers)] = hashes(seed, numbers) >> bits << bits | numbers
+    sorted_.sort()
+    same: list[int] = []
+    for start in range(0, n, _CHUNK):
+        high = sorted_[start : start + _CHUNK + 1] >> bits
+        same += (start + np.flatnonzero(high[1:] == high[:-1])).tolist()
+    sorted_ &= (np.uint64(1) << bits) - np.uint64(1)
+    if same:
+        tied = np.union1d(same, np.array(same) + 1)
+        sorted_[tied] = sorted_[tied][np.argsort(hashes(seed, sorted_[tied]))]
+    return sorted_.view(np.int64)
 
 
 def uniforms(seed: int, positions: npt.NDArray[np.int64], columns: int) -> npt.NDArray[np.float64]:

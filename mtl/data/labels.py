@@ -1,27 +1,34 @@
-"""Label columns from text: what kind each is, its values, and coarser labels derived from finer ones."""
+"""Label columns from text: what kind each is, and its values."""
 
-import csv
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Self, TypeAlias, get_args
-
-from pydantic import TypeAdapter, ValidationError
+from typing import TypeAlias, get_args
 
 from mtl.cli import pairs
 from mtl.data.manifest import Label, LabelKind
-from mtl.data.taxonomy import cut
 from mtl.errors import ConfigError, DataError
 
-Value: TypeAlias = int | float | None
+Value: TypeAlias = int | float | tuple[int, ...] | tuple[float, ...] | None
 Where: TypeAlias = Callable[[int], str]
 
-_KINDS: tuple[LabelKind, ...] = get_args(LabelKind)
+KINDS: tuple[LabelKind, ...] = get_args(LabelKind)
+_NAMED: tuple[LabelKind, ...] = ("class", "set", "vector", "soft")
 _BOOLEANS = {"0": 0, "1": 1, "false": 0, "true": 1}
 _RESERVED = ("image", "image_id", "width", "height", "path", "split")
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,62}")
+_BETWEEN, _UNKNOWN = "|", "?"
+_ROUNDING = 1e-3  # of probabilities that people write down
+
+_EXPECTED: dict[LabelKind, str] = {
+    "class": "one of the names given with --kinds",
+    "binary": "0, 1, true or false",
+    "real": "a finite number",
+    "angle": "radians in [0, 2 pi)",
+    "set": "names of the kind's classes between '|', each once, after '?' where it is not known; '|' for none",
+    "vector": "numbers between spaces, as many in each cell, ? for an unknown one",
+    "soft": "a probability for each class between spaces, together 1",
+}
 
 
 def check_name(name: str) -> None:
@@ -39,21 +46,28 @@ def check_name(name: str) -> None:
         )
 
 
-def parse_kinds(texts: Iterable[str]) -> dict[str, LabelKind]:
-    """Kinds by label, from `name=kind` each.
+def parse_kinds(texts: Iterable[str]) -> dict[str, str]:
+    """Kinds by label, from `name=kind` each, or `name=kind:a|b|c` where the names of classes are given in order.
 
     Raises:
         ConfigError: one is not of that form, or no kind.
     """
     given = pairs("--kinds", texts)
-    kinds: dict[str, LabelKind] = {name: kind for name, text in given.items() for kind in _KINDS if text == kind}
-    if wrong := given.keys() - kinds.keys():
+    if wrong := sorted(name for name, text in given.items() if _parsed(text) is None):
         raise ConfigError(
-            f"--kinds does not know what {', '.join(sorted(wrong))} shall be.",
-            got=", ".join(f"{name}={given[name]}" for name in sorted(wrong)),
-            expected=f"one of {', '.join(_KINDS)}",
+            f"--kinds does not know what {', '.join(wrong)} shall be.",
+            got=", ".join(f"{name}={given[name]}" for name in wrong),
+            expected=f"one of {', '.join(KINDS)}; {', '.join(_NAMED)} also with names, as in size=class:low|high",
         )
-    return kinds
+    return given
+
+
+def _parsed(text: str) -> tuple[LabelKind, tuple[str, ...]] | None:
+    kind, _, rest = text.partition(":")
+    names = tuple(name.strip() for name in rest.split(_BETWEEN)) if rest else ()
+    found: LabelKind | None = next((known for known in KINDS if known == kind), None)
+    good = not rest or (found in _NAMED and all(names) and len({*names}) == len(names) > 1)
+    return (found, names) if found and good else None
 
 
 def sort_classes(names: set[str]) -> tuple[str, ...]:
@@ -61,13 +75,13 @@ def sort_classes(names: set[str]) -> tuple[str, ...]:
     return tuple(sorted(names, key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name)))
 
 
-def encode(name: str, cells: Sequence[str], kind: LabelKind | None, where: Where) -> tuple[Label, list[Value]]:
+def encode(name: str, cells: Sequence[str], kind: str | None, where: Where) -> tuple[Label, list[Value]]:
     """One column of a table as a label and its values, one per cell. An empty cell is a missing label.
 
     Args:
         name: of the label.
         cells: text as in the table, stripped.
-        kind: of the label; inferred if None.
+        kind: of the label, perhaps with the names of its classes: see `parse_kinds`; inferred if None.
         where: names the place of a cell, for errors.
 
     Raises:
@@ -77,29 +91,24 @@ def encode(name: str, cells: Sequence[str], kind: LabelKind | None, where: Where
     filled = {cell for cell in cells if cell}
     if not filled:
         raise DataError(f"Label '{name}' has no value in any row.", do="fill in the column or remove it")
-    kind = kind or _infer(name, cells, where)
-    if kind == "class":
-        label = Label(kind=kind, classes=sort_classes(filled))
-        number = {text: i for i, text in enumerate(label.classes or ())}
-        return label, [number.get(cell) for cell in cells]
-    parse = {"binary": _binary, "real": _real, "angle": _angle}[kind]
+    found = (_infer(name, cells, where), ()) if kind is None else _parsed(kind)
+    assert found is not None, kind
+    kind, classes = found
+    if not classes:
+        classes = _classes(kind, filled)
+    parse = _parser(kind, classes)
     values: list[Value] = []
     for i, cell in enumerate(cells):
         value = parse(cell) if cell else None
         if cell and value is None:
-            expected = {
-                "binary": "0, 1, true or false",
-                "real": "a finite number",
-                "angle": "radians in [0, 2 pi)",
-            }[kind]
             raise DataError(
                 f"{where(i)} is not a value of kind {kind}.",
                 got=repr(cell),
-                expected=f"{expected}; empty where the label is missing",
-                do=f"mend the cell, or say what the column holds: --kinds {name}=class|binary|real|angle",
+                expected=f"{_EXPECTED[kind]}; empty where the label is missing",
+                do=f"mend the cell, or say what the column holds: --kinds {name}={'|'.join(KINDS)}",
             )
         values.append(value)
-    return Label(kind=kind), values
+    return Label(kind=kind, classes=classes or None), values
 
 
 def _infer(name: str, cells: Sequence[str], where: Where) -> LabelKind:
@@ -109,6 +118,11 @@ def _infer(name: str, cells: Sequence[str], where: Where) -> LabelKind:
     numbers = {cell for cell in filled if _number(cell) is not None}
     if numbers == filled:
         return "real"
+    if any(_BETWEEN in cell for cell in filled):
+        return "set"
+    widths = {len(cell.split()) for cell in filled}
+    if len(widths) == 1 and widths != {1} and all(_vector(cell, max(widths)) for cell in filled):
+        return "vector"
     if not numbers:
         return "class"
     odd = next(i for i, cell in enumerate(cells) if cell and cell not in numbers)
@@ -120,15 +134,41 @@ def _infer(name: str, cells: Sequence[str], where: Where) -> LabelKind:
     )
 
 
+def _classes(kind: LabelKind, filled: set[str]) -> tuple[str, ...]:
+    """The names of classes or entries that a column itself shows; none for kinds without."""
+    if kind == "class":
+        return sort_classes(filled)
+    if kind == "set":
+        return sort_classes({part for cell in filled for part, _ in _parts(cell)} - {""})
+    if kind in _NAMED:
+        return tuple(map(str, range(len(min(filled).split()))))
+    return ()
+
+
+def _parser(kind: LabelKind, classes: tuple[str, ...]) -> Callable[[str], Value]:
+    number = {text: i for i, text in enumerate(classes)}
+    match kind:
+        case "class":
+            return number.get
+        case "binary":
+            return lambda cell: _BOOLEANS.get(cell.lower())
+        case "real":
+            return _real
+        case "angle":
+            return _angle
+        case "set":
+            return lambda cell: _set(cell, number)
+        case "vector":
+            return lambda cell: _vector(cell, len(classes))
+        case "soft":
+            return lambda cell: _soft(cell, len(classes))
+
+
 def _number(cell: str) -> float | None:
     try:
         return float(cell)
     except ValueError:
         return None
-
-
-def _binary(cell: str) -> int | None:
-    return _BOOLEANS.get(cell.lower())
 
 
 def _real(cell: str) -> float | None:
@@ -141,83 +181,28 @@ def _angle(cell: str) -> float | None:
     return value if value is not None and 0 <= value < 2 * math.pi else None
 
 
-@dataclass(frozen=True)
-class Derivation:
-    """A label `new` that names, for classes of the label `old`, coarser ones. Classes not in `names` have none."""
-
-    new: str
-    old: str
-    names: dict[str, str]
-    file: Path
-
-    @classmethod
-    def load(cls, text: str) -> Self:
-        """From `NEW=OLD:FILE` or `NEW=OLD:FILE:N`.
-
-        FILE is a CSV with the columns old and new, or a JSON object from old to new. With N, its new names are paths
-        in a tree, `animal > bird > owl`, which is cut into at most N groups: see mtl.data.taxonomy.
-
-        Raises:
-            DataError: the text or the file is not of that form.
-            ConfigError: the tree can not be cut into N groups.
-        """
-        new, equals, rest = text.partition("=")
-        old, colon, place = rest.partition(":")
-        cuts = re.fullmatch("(.+):([0-9]+)", place)
-        file = cuts[1] if cuts else place
-        if not (equals and colon and new and old and file):
-            raise DataError(
-                "--derive can not be understood.",
-                got=text,
-                expected="NEW=OLD:FILE or, for a file of paths, NEW=OLD:FILE:GROUPS; for example "
-                "kind=object:jobs/labels/cifar10-kind.csv",
-            )
-        check_name(new)
-        path = Path(file)
-        try:
-            content = path.read_text(encoding="utf-8-sig")
-        except OSError as error:
-            raise DataError(f"--derive {new}: {file} can not be read: {error.strerror}.") from error
-        names = _json(path, content) if path.suffix == ".json" else _csv(path, content)
-        return cls(new, old, cut(names, int(cuts[2])) if cuts else names, path)
-
-    def apply(self, label: Label) -> tuple[Label, list[int | None]]:
-        """The derived label, and its class id for each class id of `label`.
-
-        Raises:
-            DataError: `label` has no classes, or none that the file names.
-        """
-        classes = label.classes or ()
-        coarse = sort_classes({self.names[name] for name in classes if name in self.names})
-        if not coarse:
-            raise DataError(
-                f"{self.file} names no class of label '{self.old}'.",
-                got=", ".join(list(self.names)[:8]) or "an empty file",
-                expected=", ".join(classes[:8]) or f"'{self.old}' to be of kind class, not {label.kind}",
-            )
-        number = {name: i for i, name in enumerate(coarse)}
-        ids = [number[self.names[name]] if name in self.names else None for name in classes]
-        return Label(kind="class", classes=coarse), ids
+def _parts(cell: str) -> list[tuple[str, bool]]:
+    """The names in a cell, each with whether it is known."""
+    parts = [part.strip() for part in cell.split(_BETWEEN)]
+    return [(part.removeprefix(_UNKNOWN).strip(), not part.startswith(_UNKNOWN)) for part in parts if part]
 
 
-def _json(path: Path, content: str) -> dict[str, str]:
-    try:
-        return TypeAdapter(dict[str, str]).validate_json(content)
-    except ValidationError as error:
-        raise DataError(f"{path} is not a JSON object from old names to new ones: {error}") from error
+def _set(cell: str, number: dict[str, int]) -> tuple[int, ...] | None:
+    parts = _parts(cell)
+    if any(name not in number for name, _ in parts) or len({name for name, _ in parts}) != len(parts):
+        return None
+    return tuple(number[name] if known else -1 - number[name] for name, known in parts)
 
 
-def _csv(path: Path, content: str) -> dict[str, str]:
-    rows = csv.DictReader(content.splitlines())
-    if list(rows.fieldnames or ()) != ["old", "new"]:
-        raise DataError(f"{path} has other columns.", got=rows.fieldnames, expected="first line: old,new")
-    names: dict[str, str] = {}
-    for row in rows:
-        old, new = (row["old"] or "").strip(), (row["new"] or "").strip()
-        if not (old and new) or names.setdefault(old, new) != new:
-            raise DataError(
-                f"{path} line {rows.line_num} is empty, or contradicts an earlier line.",
-                got=f"{old},{new}",
-                expected="each old name once, with its new name",
-            )
-    return names
+def _vector(cell: str, width: int) -> tuple[float, ...] | None:
+    values = [math.nan if part == _UNKNOWN else _real(part) for part in cell.split()]
+    known = [value for value in values if value is not None]
+    good = len(known) == len(values) == width and not all(math.isnan(value) for value in known)
+    return tuple(known) if good else None
+
+
+def _soft(cell: str, width: int) -> tuple[float, ...] | None:
+    values = [value for part in cell.split() if (value := _real(part)) is not None and value >= 0]
+    total = sum(values)
+    good = len(values) == len(cell.split()) == width and abs(total - 1) <= _ROUNDING
+    return tuple(value / total for value in values) if good else None

@@ -1,44 +1,35 @@
 """Batches of one rank, in exact order: threads fetch row groups, decode into the batch's own memory, and stay ahead.
 
-What is read ahead is bounded: each lane holds the block it is in and the next one. Blocks, and samples that wait to be
-decoded, keep their row groups alive and nothing else does, so memory returns with the last batch that needs it.
+What is ahead is bounded by bytes: finished batches take up to half of the budget, row groups beyond the lanes' current
+blocks the rest (see `lanes`). A batch is made in chunks; a chunk of samples goes through every stage together.
 """
 
-import weakref
+import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Literal, final
 
 import numpy as np
 import numpy.typing as npt
 
-from mtl.data.image import BadImage
+from mtl.data.columns import LabelArray
+from mtl.data.footprint import split_prefetch
 from mtl.data.keyed import hashes, key
-from mtl.data.order import Block, Order, slots
-from mtl.data.reader import Reader, RowGroup
-from mtl.data.transforms import U8, View
-
-LabelArray = npt.NDArray[np.int64] | npt.NDArray[np.float32]
+from mtl.data.lanes import Lanes, Reads
+from mtl.data.memory import Decoded, Encoded, Source
+from mtl.data.mixture import AnyOrder
+from mtl.data.order import Rows, slots
+from mtl.data.reader import RowGroup
+from mtl.data.target import Target as Target
+from mtl.data.transforms import U8, Draws, View
 
 OK, QUARANTINED, EMPTY = 0, 1, 2
 """Status of a slot: a sample, a sample whose image can not be decoded (blank, labels masked), or padding."""
 
-_CHUNK = 32  # samples that one thread decodes at a stretch
-
-_Place = tuple[Future[RowGroup], int]
-"""Where a sample lies: a row group that is being read, and the row in it."""
-
-
-@dataclass(frozen=True)
-class Target:
-    """What a task asks of the data: the label column, and what a mirror does to it."""
-
-    task: str
-    column: str
-    integer: bool
-    negated_by_flip: Literal["no", "angle", "number"] = "no"
+_CHUNK, _CHUNK_BYTES = 32, 2**21  # samples that one thread makes at a stretch: at least, and at most in pixels
 
 
 @dataclass(frozen=True)
@@ -51,12 +42,29 @@ class Bad:
     reason: str
 
 
+@dataclass(frozen=True)
+class Cost:
+    """What making a batch took, in seconds summed over threads.
+
+    Attributes:
+        reading_s: decoding threads that waited for row groups.
+        making_s: decoding threads at work; `cpu_s` of it on a CPU.
+        fetching_s, fetched_bytes: reads that ended since the batch before.
+    """
+
+    reading_s: float = 0.0
+    making_s: float = 0.0
+    cpu_s: float = 0.0
+    fetching_s: float = 0.0
+    fetched_bytes: int = 0
+
+
 @dataclass
 class Batch:
     """One rank's part of a global batch, n slots.
 
-    images uint8 [n, size, size, 3]; labels[task] int64 [n] (-1 missing) or float32 [n] (NaN missing);
-    colour float32 [n, 3]; status uint8 [n]; ledger: sum of the samples' hashes modulo 2^64.
+    images uint8 [n, size, size, 3]; labels[task] int64 [n] (-1 missing) or float32 [n] (NaN missing), or
+    [n, width]; colour float32 [n, 3]; status uint8 [n]; ledger: sum of the samples' hashes modulo 2^64.
     """
 
     step: int
@@ -67,6 +75,7 @@ class Batch:
     status: npt.NDArray[np.uint8]
     ledger: int
     bad: list[Bad]
+    cost: Cost = field(default_factory=Cost)
 
 
 @final
@@ -75,19 +84,21 @@ class Loader:
 
     Args:
         reader: row groups of the split.
-        order: its order.
+        order: its order, or that of a mixture of splits.
         view: the transform.
         targets: one for each task.
         steps: half-open range of steps to deliver; step s is batch s mod steps-per-epoch of its epoch.
         rank, world_size: which lanes are ours.
         groups: batch-norm groups; see `order.slots`.
-        threads, io_threads, prefetch_batches: parallelism, never the result.
+        threads, io_threads: parallelism, never the result.
+        prefetch_batches, prefetch_bytes: bounds on what is ahead. One batch and one block always may be.
+        memory: what is kept from epoch to epoch; "decoded" needs a view that is `fixed`.
     """
 
     def __init__(
         self,
-        reader: Reader,
-        order: Order,
+        reader: Source,
+        order: AnyOrder,
         view: View,
         targets: tuple[Target, ...],
         steps: range,
@@ -98,27 +109,46 @@ class Loader:
         threads: int = 1,
         io_threads: int = 8,
         prefetch_batches: int = 4,
+        prefetch_bytes: int = 2**27,
+        memory: Literal["none", "encoded", "decoded"] = "none",
     ) -> None:
-        self._reader, self._order, self._view, self._targets = reader, order, view, targets
+        assert memory != "decoded" or view.fixed
+        self._reader = Encoded(reader) if memory == "encoded" else reader
+        self._order, self._view, self._targets = order, view, targets
         self._steps: Iterator[int] = iter(steps)
-        self._last_epoch = steps[-1] // order.steps if steps else 0
         self._rank, self._world_size, self._groups = rank, world_size, groups
         self.size_px = view.size_px
-        self._prefetch = prefetch_batches
         self._io = ThreadPoolExecutor(io_threads, "mtl-read")
         self._decode = ThreadPoolExecutor(threads, "mtl-decode")
+        self._threads = threads
         self._pending: deque[_Pending] = deque()
-        self._lanes = {lane: _LaneCursor(self, lane) for lane in range(rank, order.lanes, world_size)}
-        self._shared: weakref.WeakValueDictionary[int, Future[RowGroup]] = weakref.WeakValueDictionary()
+        self._decoded: Decoded | None = None
+        if memory == "decoded":
+            labels = {t.task: t.empty(int(order.rows.sum())) for t in targets}
+            self._decoded = Decoded(order.rows, view.size_px, labels)
+        local_batch = -(-order.lanes // world_size) * (order.global_batch // order.lanes)
+        batch_bytes = local_batch * 3 * view.size_px**2
+        self._prefetch, ahead_bytes = split_prefetch(prefetch_bytes, prefetch_batches, batch_bytes)
+        self._lanes = Lanes(
+            order,
+            range(rank, order.lanes, world_size),
+            steps[-1] // order.steps if steps else 0,
+            self._fetch,
+            self._io,
+            reader.index.length,
+            ahead_bytes,
+            self._decoded.unknown if self._decoded else _all,
+        )
+        self._fetched: deque[tuple[float, int]] = deque()  # seconds and bytes of reads; threads append, ours empties
 
     def __iter__(self) -> Iterator[Batch]:
         try:
             while (step := next(self._steps, None)) is not None:
                 self._pending.append(self._start(step))
                 if len(self._pending) > self._prefetch:
-                    yield self._pending.popleft().finish()
+                    yield self._finish(self._pending.popleft())
             while self._pending:
-                yield self._pending.popleft().finish()
+                yield self._finish(self._pending.popleft())
         finally:
             self.close()
 
@@ -128,164 +158,137 @@ class Loader:
             pool.shutdown(wait=False, cancel_futures=True)
         self._steps = iter(())
         self._pending.clear()
-        self._lanes.clear()
+        self._lanes.close()
+
+    def _fetch(self, number: int) -> RowGroup:
+        began = time.perf_counter()
+        group = self._reader.read(number)
+        self._fetched.append((time.perf_counter() - began, int(self._reader.index.length[number])))
+        return group
 
     def _start(self, step: int) -> "_Pending":
         epoch, batch = divmod(step, self._order.steps)
         positions = slots(self._order, batch, self._rank, self._world_size, self._groups)
         filled = np.flatnonzero(positions >= 0)
         n, size = len(positions), self.size_px
-        status = np.full(n, EMPTY, np.uint8)
-        status[filled] = OK
-        made = Batch(
-            step=step,
-            epoch=epoch,
-            images=np.zeros((n, size, size, 3), np.uint8),
-            labels={t.task: _missing(n, t.integer) for t in self._targets},
-            colour=np.ones((n, 3), np.float32),
-            status=status,
-            ledger=0,
-            bad=[],
-        )
-        places = self._locate(epoch, positions[filled])
-        chunks = [
-            self._decode.submit(self._fill, made, positions, filled[at : at + _CHUNK], places[at : at + _CHUNK])
-            for at in range(0, len(filled), _CHUNK)
-        ]
-        for lane in self._lanes.values():
-            lane.read_ahead()  # only now: what this batch needs of other lanes is read first
+        whole = len(filled) == n
+        images = np.empty((n, size, size, 3), np.uint8)
+        status = np.full(n, OK, np.uint8)
+        if not whole:
+            images[positions < 0], status[positions < 0] = 0, EMPTY
+        labels = {t.task: t.empty(n) for t in self._targets}
+        made = Batch(step, epoch, images, labels, np.ones((n, 3), np.float32), status, 0, [])
+        positions = positions[filled]
+        rows, reads = self._lanes.locate(epoch, positions)
+        chunks: list[Future[_Made]] = []
+        for begin, end in self._cuts(filled):
+            part = Rows(rows.group[begin:end], rows.row[begin:end])
+            wanted = part.group if self._decoded is None else part.group[self._decoded.unknown(part)]
+            needs = {group: reads[group] for group in np.unique(wanted).tolist()}
+            at = slice(int(filled[begin]), int(filled[end - 1]) + 1)
+            chunks.append(self._decode.submit(self._fill, made, at, positions[begin:end], part, needs))
+        self._lanes.read_ahead()  # only now: what this batch needs of other lanes is read first
         return _Pending(made, chunks)
 
-    def _locate(self, epoch: int, positions: npt.NDArray[np.int64]) -> list[_Place]:
-        """Where the samples at `positions` lie, lane by lane: those of a lane are consecutive."""
-        lanes, indices = positions % self._order.lanes, positions // self._order.lanes
-        first = np.flatnonzero(np.diff(lanes, prepend=-1))
-        counts = np.diff(first, append=len(positions))
-        places: list[_Place] = []
-        for lane, index, count in zip(lanes[first].tolist(), indices[first].tolist(), counts.tolist(), strict=True):
-            places += self._lanes[lane].take(epoch, index, count)
-        return places
+    def _cuts(self, filled: npt.NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+        """Where the chunks of a batch begin and end among its filled slots; the slots of each are consecutive."""
+        n = len(filled)
+        most = min(-(-n // self._threads), _CHUNK_BYTES // (3 * self.size_px**2))
+        gaps = [0, *(np.flatnonzero(np.diff(filled) != 1) + 1).tolist(), n] if n and filled[-1] != n - 1 else [0, n]
+        for first, last in pairwise(gaps):
+            for begin in range(first, last, max(most, _CHUNK)):
+                yield begin, min(begin + max(most, _CHUNK), last)
 
-    def hold(self, epoch: int, lane: int, number: int) -> "_Held":
-        """Start reading the row groups of a lane's block `number`; the result keeps them alive."""
-        block = self._order.epoch(epoch).lanes[lane].block(number)
-        groups: dict[int, Future[RowGroup]] = {}
-        for group in block.groups.tolist():
-            future = self._shared.get(group)
-            if future is None:
-                future = self._shared[group] = self._io.submit(self._reader.read, group)
-            groups[group] = future
-        return _Held(epoch, block, groups)
-
-    def hold_at(self, epoch: int, lane: int, index: int) -> "_Held":
-        """`hold` for the block that has the lane's `index`."""
-        return self.hold(epoch, lane, int(self._order.epoch(epoch).lanes[lane].block_of(np.array([index]))[0]))
-
-    def hold_after(self, lane: int, held: "_Held") -> "_Held | None":
-        """`hold` for the block that follows `held` in its lane; None at the end of the last epoch."""
-        number = held.block.number + 1
-        if number < self._order.epoch(held.epoch).lanes[lane].blocks:
-            return self.hold(held.epoch, lane, number)
-        return self.hold(held.epoch + 1, lane, 0) if held.epoch < self._last_epoch else None
-
-    def _fill(
-        self, made: Batch, positions: npt.NDArray[np.int64], at: npt.NDArray[np.int64], places: list[_Place]
-    ) -> tuple[int, list[Bad]]:
-        """Decode the samples at slots `at`; returns their ledger sum and the bad ones."""
-        here = positions[at]
-        draws = self._view.draw(made.epoch, here)
-        ids = np.empty(len(at), np.uint64)
-        columns = [(made.labels[target.task], target.column) for target in self._targets]
-        bad: list[Bad] = []
-        for i, (slot, (read, row)) in enumerate(zip(at.tolist(), places, strict=True)):
-            group = read.result()
-            ids[i] = group.ids[row]
-            try:
-                self._view.render(group.image(row), made.images[slot], draws, i)
-            except BadImage as error:
-                made.images[slot] = 0
-                made.status[slot] = QUARANTINED
-                index = self._reader.index
-                bad.append(Bad(int(here[i]), index.shard_path[int(index.shard[group.number])], row, str(error)))
-                continue
-            for values, column in columns:
-                values[slot] = group.labels[column][row]
+    def _fill(self, made: Batch, at: slice, positions: npt.NDArray[np.int64], rows: Rows, reads: Reads) -> "_Made":
+        """Make the samples of the consecutive slots `at`, which are `rows`."""
+        began = time.perf_counter()
+        groups = {number: read.result() for number, read in reads.items()}
+        working, cpu = time.perf_counter(), time.thread_time()
+        draws = self._view.draw(made.epoch, positions)
+        images, status, colour = made.images[at], made.status[at], made.colour[at]
+        labels = {task: values[at] for task, values in made.labels.items()}
+        ids, refused = self._render(images, labels, rows, groups, draws)
+        for i in refused:
+            status[i] = QUARANTINED
+        self._view.finish(images, draws)
         for target in self._targets:
             if target.negated_by_flip != "no":
-                values = made.labels[target.task]
-                values[at] = _mirrored(values[at], draws.flip, target.negated_by_flip)
-        made.colour[at] = draws.colour
-        return ledger(made.epoch, here, ids, made.status[at]), bad
+                values = labels[target.task]
+                values[:] = target.mirror(values, draws.flip)
+        colour[:] = draws.colour
+        index = self._reader.index
+        return _Made(
+            ledger(made.epoch, positions, ids, status),
+            [
+                Bad(int(positions[i]), index.shard_path[int(index.shard[rows.group[i]])], int(rows.row[i]), reason)
+                for i, reason in sorted(refused.items())
+            ],
+            reading_s=working - began,
+            making_s=time.perf_counter() - working,
+            cpu_s=time.thread_time() - cpu,
+        )
+
+    def _render(
+        self, images: U8, labels: dict[str, LabelArray], rows: Rows, groups: dict[int, RowGroup], draws: Draws
+    ) -> tuple[npt.NDArray[np.uint64], dict[int, str]]:
+        """Pixels before `finish`, and labels; returns the image ids, and why images were refused, by place."""
+        decoded, refused, todo = self._decoded, dict[int, str](), np.arange(len(rows))
+        ids, numbers = np.empty(len(rows), np.uint64), todo
+        if decoded is not None:
+            numbers = decoded.number(rows)
+            todo, refused = decoded.recall(numbers, images, ids, labels)
+        if len(todo):
+            its_groups, its_rows = rows.group[todo], rows.row[todo]
+            for number in np.unique(its_groups).tolist():
+                group, those = groups[number], np.flatnonzero(its_groups == number)
+                places, in_group = todo[those], its_rows[those]
+                ids[places] = group.ids[in_group]
+                for target in self._targets:
+                    for values, column in target.places(labels[target.task]):
+                        values[places] = group.labels[column][in_group]
+            data = [groups[g].image(row) for g, row in zip(its_groups.tolist(), its_rows.tolist(), strict=True)]
+            new = self._view.render(data, images, draws, todo.tolist())
+            for i in new:
+                images[i] = 0
+                for values in labels.values():
+                    values[i] = -1 if np.issubdtype(values.dtype, np.integer) else np.nan
+            if decoded is not None:
+                its_labels = {task: values[todo] for task, values in labels.items()}
+                why = {int(numbers[i]): reason for i, reason in new.items()}
+                decoded.keep(numbers[todo], images[todo], ids[todo], its_labels, why)
+            refused |= new
+        return ids, refused
+
+    def _finish(self, pending: "_Pending") -> Batch:
+        batch, parts = pending.batch, [chunk.result() for chunk in pending.chunks]
+        batch.ledger = sum(part.ledger for part in parts) % 2**64
+        batch.bad = [bad for part in parts for bad in part.bad]
+        fetched = [self._fetched.popleft() for _ in range(len(self._fetched))]
+        batch.cost = Cost(
+            reading_s=sum(part.reading_s for part in parts),
+            making_s=sum(part.making_s for part in parts),
+            cpu_s=sum(part.cpu_s for part in parts),
+            fetching_s=sum(seconds for seconds, _ in fetched),
+            fetched_bytes=sum(size for _, size in fetched),
+        )
+        return batch
 
 
-@final
-class _LaneCursor:
-    """The block that a lane is in, and the next one, already being read."""
-
-    def __init__(self, loader: Loader, lane: int) -> None:
-        self._loader, self._lane = loader, lane
-        self._here: _Held | None = None
-        self._ahead: _Held | None = None
-
-    def take(self, epoch: int, index: int, count: int) -> list[_Place]:
-        """The places of the lane's samples [index, index + count)."""
-        places: list[_Place] = []
-        while count:
-            held = self._at(epoch, index)
-            stretch = held.places(index, count)
-            places += stretch
-            index, count = index + len(stretch), count - len(stretch)
-        return places
-
-    def read_ahead(self) -> None:
-        """Start reading the next block, if that has not begun."""
-        if self._here is not None and self._ahead is None:
-            self._ahead = self._loader.hold_after(self._lane, self._here)
-
-    def _at(self, epoch: int, index: int) -> "_Held":
-        if self._here is not None and self._here.has(epoch, index):
-            return self._here
-        if self._ahead is not None and self._ahead.has(epoch, index):
-            self._here = self._ahead
-        else:
-            self._here = self._loader.hold_at(epoch, self._lane, index)
-        self._ahead = None
-        return self._here
-
-
-@final
 @dataclass(frozen=True)
-class _Held:
-    """A block whose row groups are being read: they live at least as long as this."""
+class _Made:
+    """What a chunk leaves besides its samples."""
 
-    epoch: int
-    block: Block
-    groups: dict[int, Future[RowGroup]]
-
-    def has(self, epoch: int, index: int) -> bool:
-        return self.epoch == epoch and self.block.start <= index < self.block.stop
-
-    def places(self, index: int, count: int) -> list[_Place]:
-        """Those of at most `count` samples from the lane's `index` on."""
-        stretch = slice(index - self.block.start, index - self.block.start + count)
-        rows = self.block.rows
-        groups = (self.groups[group] for group in rows.group[stretch].tolist())
-        return list(zip(groups, rows.row[stretch].tolist(), strict=True))
+    ledger: int
+    bad: list[Bad]
+    reading_s: float
+    making_s: float
+    cpu_s: float
 
 
-@final
 @dataclass(frozen=True)
 class _Pending:
     batch: Batch
-    chunks: list[Future[tuple[int, list[Bad]]]]
-
-    def finish(self) -> Batch:
-        batch = self.batch
-        for chunk in self.chunks:
-            part, bad = chunk.result()
-            batch.ledger = (batch.ledger + part) % 2**64
-            batch.bad.extend(bad)
-        return batch
+    chunks: list[Future[_Made]]
 
 
 def ledger(
@@ -297,9 +300,5 @@ def ledger(
         return int(hashes(key("ledger"), once ^ ids).sum(dtype=np.uint64))
 
 
-def _missing(n: int, integer: bool) -> LabelArray:
-    return np.full(n, -1, np.int64) if integer else np.full(n, np.nan, np.float32)
-
-
-def _mirrored(values: LabelArray, flip: npt.NDArray[np.bool_], how: Literal["angle", "number"]) -> LabelArray:
-    return np.where(flip, np.mod(-values, 2 * np.pi) if how == "angle" else -values, values)
+def _all(rows: Rows) -> npt.NDArray[np.bool_]:
+    return np.ones(len(rows), np.bool_)

@@ -22,10 +22,15 @@ from pydantic import BaseModel, ConfigDict
 from mtl.errors import DataError, NotFound
 from mtl.store import Store
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""The newest that this code reads. Version 2 has the kinds in WIDE, and `groups`; what needs neither is version 1."""
+
 MANIFEST, INDEX, FOOTERS = "manifest.json", "index.parquet", "footers.bin"
 
-LabelKind = Literal["class", "binary", "real", "angle"]
+LabelKind = Literal["class", "binary", "real", "angle", "set", "vector", "soft"]
+
+WIDE: tuple[LabelKind, ...] = ("set", "vector", "soft")
+"""Kinds whose values are lists; `classes` names their entries."""
 
 
 class _Strict(BaseModel):
@@ -36,21 +41,30 @@ class Label(_Strict):
     """One label column.
 
     kind `class`: int32 ids into `classes`; `binary`: int32 0 or 1; `real`: float32; `angle`: float32 radians in
-    [0, 2 pi), clockwise from upright. A null is a missing label.
+    [0, 2 pi), clockwise from upright. Lists: `set`: int32 ids of the classes that are present, and -1 - id of those of
+    which it is not known, all others being absent; `vector`: float32, as many as `classes` has names, NaN for an
+    unknown one; `soft`: float32, the probability of each class. A null is a missing label.
     """
 
     kind: LabelKind
-    classes: tuple[str, ...] | None = None  # names by id, for kind `class`
+    classes: tuple[str, ...] | None = None  # names by id, or of a list's entries
 
 
 class LabelCount(_Strict):
-    """What one split holds of one label."""
+    """What one split holds of one label.
+
+    Of kind `vector`, lows, highs and known are by component; of kind `set`, histogram and known are by class: rows that
+    have the class, rows of which it is known whether they do.
+    """
 
     valid: int
     nulls: int
     low: float | None = None  # smallest and largest valid value; ids for kinds `class` and `binary`
     high: float | None = None
-    histogram: tuple[int, ...] | None = None  # rows per class id, for kinds `class` and `binary`
+    histogram: tuple[int, ...] | None = None  # rows per class id, for kinds `class`, `binary` and `set`
+    lows: tuple[float | None, ...] | None = None  # None where no row knows the component
+    highs: tuple[float | None, ...] | None = None
+    known: tuple[int, ...] | None = None
 
 
 class Split(_Strict):
@@ -71,7 +85,11 @@ class Statistics(_Strict):
 
 
 class Manifest(_Strict):
-    """manifest.json. `fingerprint` covers images and row layout, not labels: adding a label keeps the order."""
+    """manifest.json. `fingerprint` covers images and row layout, not labels: adding a label keeps the order.
+
+    groups[fine][coarse] gives for each class id of the label `fine` the one of `coarse` that all images of that class
+    have, -1 where none has both. It is there for each pair of class labels of which one so follows from the other.
+    """
 
     format_version: int = FORMAT_VERSION
     name: str
@@ -81,6 +99,7 @@ class Manifest(_Strict):
     image_px: tuple[int, int]  # median height and width over the train split
     fingerprint: str
     source: dict[str, str] = {}  # how it was made: for people
+    groups: dict[str, dict[str, tuple[int, ...]]] = {}
 
     @classmethod
     def load(cls, store: Store) -> Self:
@@ -114,6 +133,11 @@ class Manifest(_Strict):
             return cls.model_validate_json(raw)
         except ValueError as error:
             raise _damaged(store, error) from error
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Entries of each label whose values are lists."""
+        return {name: len(label.classes or ()) for name, label in self.labels.items() if label.kind in WIDE}
 
     def split(self, name: str) -> Split:
         """The split called `name`.
@@ -174,33 +198,33 @@ class Index:
             StoreError: storage can not be read.
         """
         try:
-            table = pq.read_table(pa.BufferReader(store.get(INDEX)), schema=INDEX_SCHEMA)
-        except (pa.ArrowException, OSError) as error:
+            # Piece by piece, and names as numbers: read at once, ten million row groups take 3.4 GB on the way.
+            file = pq.ParquetFile(pa.BufferReader(store.get(INDEX)), read_dictionary=["split", "shard"])
+            pieces = (file.read_row_group(i, use_threads=False) for i in range(file.num_row_groups))
+            wanted = (piece.select(INDEX_SCHEMA.names).filter(pc.field("split") == split) for piece in pieces)
+            table = pa.concat_tables(wanted)
+        except (pa.ArrowException, OSError, KeyError) as error:
             raise DataError(
                 f"{store.uri}/{INDEX} is damaged.",
                 got=" ".join(str(error).split()),
                 expected="the table that jobs/prepare.py wrote",
                 do="write the data set again: jobs/prepare.py --overwrite",
             ) from error
-        table = table.filter(pc.field("split") == split)
-        column = {name: table[name].to_numpy() for name in table.column_names if name not in ("split", "shard")}
-        paths = table["shard"].to_pylist()
-        first: dict[str, int] = {}
-        for at, path in enumerate(paths):
-            first.setdefault(path, at)
-        number = {path: i for i, path in enumerate(first)}
-        at = np.fromiter(first.values(), np.int64, len(first))
+        names = table["shard"].unify_dictionaries().combine_chunks()
+        name = names.indices.to_numpy()
+        begins = np.diff(name, prepend=-1) != 0
+        at = pa.array(np.flatnonzero(begins))
         return cls(
-            rows=column["rows"],
-            shard=np.array([number[path] for path in paths], np.int64),
-            ordinal=column["ordinal"],
-            offset=column["offset"],
-            length=column["length"],
-            checksum=column["checksum"],
-            shard_path=tuple(first),
-            shard_bytes=column["shard_bytes"][at],
-            footer_offset=column["footer_offset"][at],
-            footer_length=column["footer_length"][at],
+            rows=table["rows"].to_numpy(),
+            shard=np.cumsum(begins) - 1,
+            ordinal=table["ordinal"].to_numpy(),
+            offset=table["offset"].to_numpy(),
+            length=table["length"].to_numpy(),
+            checksum=table["checksum"].to_numpy(),
+            shard_path=tuple(names.take(at).to_pylist()),
+            shard_bytes=table["shard_bytes"].take(at).to_numpy(),
+            footer_offset=table["footer_offset"].take(at).to_numpy(),
+            footer_length=table["footer_length"].take(at).to_numpy(),
         )
 
 

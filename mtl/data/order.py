@@ -14,9 +14,11 @@ So a global batch has the same members for every W <= L, and nothing but a posit
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import final
+from itertools import pairwise
+from typing import Protocol, final
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +39,14 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.group)
+
+
+class Batches(Protocol):
+    """What is cut into global batches of G samples over L lanes: positions [0, n)."""
+
+    n: int
+    lanes: int
+    global_batch: int
 
 
 @final
@@ -84,8 +94,16 @@ class Order:
             "keep_tail": keep_tail,
             "shuffle": shuffle,
         }
+        length, longer = divmod(self.n, lanes)
+        number = np.arange(lanes + 1)
+        self.edges: I64 = number * length + np.minimum(number, longer)  # where lanes begin in the sequence, and its end
         self.order_id = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
         self.epoch = lru_cache(maxsize=2)(self._epoch)
+
+    @property
+    def parts(self) -> tuple["Order", ...]:
+        """The orders of single data sets that share its lanes: itself, unlike those of a mixture."""
+        return (self,)
 
     @property
     def steps(self) -> int:
@@ -113,26 +131,30 @@ class Epoch:
             self.groups = permutation(key("groups", order.seed, epoch), groups)
         else:
             self.groups = np.arange(groups)
-        self.starts = np.concatenate([[0], np.cumsum(order.rows[self.groups])])
+        self.starts = np.zeros(groups + 1, np.int64)
+        np.cumsum(order.rows.take(self.groups), out=self.starts[1:])
 
     @cached_property
     def lanes(self) -> list["Lane"]:
         """The lanes of this epoch."""
-        length, longer = divmod(self.order.n, self.order.lanes)
-        edges = np.minimum(np.arange(self.order.lanes + 1), longer) + np.arange(self.order.lanes + 1) * length
-        return [Lane(self, lane, int(edges[lane]), int(edges[lane + 1])) for lane in range(self.order.lanes)]
+        edges = self.order.edges.tolist()
+        return [Lane(self, lane, first, last) for lane, (first, last) in enumerate(pairwise(edges))]
+
+    @cached_property
+    def places(self) -> I64:
+        """Where each row group stands in the permuted list: the inverse of `groups`, int64 [R]."""
+        places = np.empty_like(self.groups)
+        places[self.groups] = np.arange(len(self.groups))
+        return places
 
     def at(self, positions: I64) -> Rows:
         """The rows at `positions` [n], each in [0, N)."""
         group, row = np.empty(len(positions), np.int64), np.empty(len(positions), np.int64)
-        lane_of, index_of = positions % self.order.lanes, positions // self.order.lanes
-        for lane in np.unique(lane_of):
-            here = np.flatnonzero(lane_of == lane)
+        index_of = positions // self.order.lanes
+        for lane, here in alike(positions % self.order.lanes):
             plan = self.lanes[lane]
-            blocks = plan.block_of(index_of[here])
-            for block in np.unique(blocks):
-                inside = here[blocks == block]
-                found = plan.block(int(block))
+            for block, among in alike(plan.block_of(index_of[here])):
+                found, inside = plan.block(block), here[among]
                 at = index_of[inside] - found.start
                 group[inside], row[inside] = found.rows.group[at], found.rows.row[at]
         return Rows(group, row)
@@ -155,20 +177,19 @@ class Block:
 
 @final
 class Lane:
-    """The segment [first, last) of the epoch's concatenated rows, cut into blocks."""
+    """The segment [first, last) of the epoch's concatenated rows, cut into blocks, none of which is listed.
+
+    Block k holds the permuted row groups from cut k to cut k + 1, where cut k is `low - ahead + k * size`, but within
+    [low, high): those that overlap the segment.
+    """
 
     def __init__(self, epoch: Epoch, lane: int, first: int, last: int) -> None:
         self.epoch, self.lane, self.first, self.last = epoch, lane, first, last
         order = epoch.order
-        # Row groups that overlap the segment, as a range of the permuted list.
-        low = int(np.searchsorted(epoch.starts, first, side="right")) - 1
-        high = int(np.searchsorted(epoch.starts, last, side="left"))
-        size = order.block_row_groups or max(high - low, 1)
-        ahead = (lane * size) // order.lanes if order.block_row_groups else 0
-        cuts = [low, *range(low + size - ahead, high, size), high] if last > first else [low]
-        self._cuts = np.array(cuts, np.int64)
-        edges = np.clip(epoch.starts[self._cuts], first, last) - first
-        self.edges: I64 = edges  # lane indices at which blocks begin, and the end
+        self.low = int(np.searchsorted(epoch.starts, first, side="right")) - 1
+        self.high = int(np.searchsorted(epoch.starts, last, side="left")) if last > first else self.low
+        self._size = order.block_row_groups or max(self.high - self.low, 1)
+        self._ahead = (lane * self._size) // order.lanes if order.block_row_groups else 0
 
     def __len__(self) -> int:
         return self.last - self.first
@@ -176,40 +197,60 @@ class Lane:
     @property
     def blocks(self) -> int:
         """Number of blocks."""
-        return len(self._cuts) - 1
+        return -(-(self.high - self.low + self._ahead) // self._size) if len(self) else 0
 
     def block_of(self, index: I64) -> I64:
         """The block that holds each lane index."""
-        return np.searchsorted(self.edges, index, side="right") - 1
+        starts = self.epoch.starts[self.low : self.high + 1]
+        return (np.searchsorted(starts, self.first + index, side="right") - 1 + self._ahead) // self._size
+
+    def start(self, number: int) -> int:
+        """The lane index at which block `number` begins."""
+        return min(max(int(self.epoch.starts[self._cut(number)]), self.first), self.last) - self.first
+
+    def shuffled(self, number: int, rows: int) -> I64:
+        """Which of the `rows` rows of block `number`, counted along the sequence, comes at each place: int64 [rows]."""
+        order = self.epoch.order
+        if not order.shuffle:
+            return np.arange(rows)
+        return permutation(key("rows", order.seed, self.epoch.number, self.lane, number), rows)
 
     def block(self, number: int) -> Block:
         """Block `number`, its rows in shuffled order."""
-        epoch, order = self.epoch, self.epoch.order
-        low, high = int(self._cuts[number]), int(self._cuts[number + 1])
-        starts = np.maximum(epoch.starts[low:high], self.first)
-        stops = np.minimum(epoch.starts[low + 1 : high + 1], self.last)
-        counts = stops - starts
-        total = int(counts.sum())
-        local = np.repeat(np.arange(high - low), counts)
-        offset = np.arange(total) - np.repeat(np.cumsum(counts) - counts, counts)
-        group = epoch.groups[low:high][local]
-        row = (starts - epoch.starts[low:high])[local] + offset
-        if order.shuffle:
-            shuffled = permutation(key("rows", order.seed, epoch.number, self.lane, number), total)
-            group, row = group[shuffled], row[shuffled]
-        return Block(number, int(self.edges[number]), Rows(group, row), epoch.groups[low:high])
+        epoch, low, high = self.epoch, self._cut(number), self._cut(number + 1)
+        edges = epoch.starts[low : high + 1].clip(self.first, self.last)
+        sequence = edges[0] + self.shuffled(number, int(edges[-1] - edges[0]))
+        local = np.repeat(np.arange(high - low), np.diff(edges))[sequence - edges[0]]
+        row = sequence - epoch.starts[low:high][local]
+        groups = epoch.groups[low:high]
+        return Block(number, int(edges[0]) - self.first, Rows(groups[local], row), groups)
+
+    def _cut(self, number: int) -> int:
+        return min(max(self.low - self._ahead + number * self._size, self.low), self.high)
 
 
-def slots(order: Order, batch: int, rank: int, world_size: int, groups: int = 1) -> I64:
+def held_lanes(order: Batches, rank: int, world_size: int, groups: int = 1) -> I64:
+    """The lanes of `rank`, in the order of its slots: those of one batch-norm group (lane mod groups) together."""
+    return np.array(sorted(range(rank, order.lanes, world_size), key=lambda lane: (lane % groups, lane)), np.int64)
+
+
+def slots(order: Batches, batch: int, rank: int, world_size: int, groups: int = 1) -> I64:
     """Positions that `rank` holds of global batch `batch`: int64 [ceil(L / W) * G / L], -1 where a slot is empty.
 
     Slots are empty behind the end of the epoch and where W does not divide L, so that every local batch has one size.
-    Lanes are grouped by `lane mod groups`: each batch-norm group is a contiguous stretch.
+    Each batch-norm group is a contiguous stretch.
     """
     per_lane = order.global_batch // order.lanes
-    lanes = np.array(sorted(range(rank, order.lanes, world_size), key=lambda lane: (lane % groups, lane)), np.int64)
     index = np.arange(batch * per_lane, (batch + 1) * per_lane)
-    positions = (index[None, :] * order.lanes + lanes[:, None]).reshape(-1)
+    positions = (index * order.lanes + held_lanes(order, rank, world_size, groups)[:, None]).reshape(-1)
     held = np.full(per_lane * -(-order.lanes // world_size), -1, np.int64)
     held[: len(positions)] = np.where(positions < order.n, positions, -1)
     return held
+
+
+def alike(values: I64) -> Iterator[tuple[int, I64]]:
+    """Each of the distinct `values` [n], with the places where it stands."""
+    by_value = np.argsort(values, kind="stable")
+    for places in np.split(by_value, np.flatnonzero(np.diff(values[by_value])) + 1):
+        if len(places):
+            yield int(values[places[0]]), places

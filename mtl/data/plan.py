@@ -11,14 +11,16 @@ import cv2
 import simplejpeg
 import xxhash
 
+from mtl.data.example import Example
 from mtl.data.files import SPLITS
 from mtl.data.image import BadImage, Pixels, decode
-from mtl.data.manifest import FORMAT_VERSION, Label
-from mtl.data.source import Example
+from mtl.data.labels import Value
+from mtl.data.manifest import Label
 from mtl.errors import DataError
 
 _JPEG_QUALITY = 92  # of images that are shrunk
 _STATISTICS_IMAGES = 10_000
+_ROUNDING = 1e-5  # of a sum of probabilities
 _SIZED_IMAGES = 64  # read to estimate how many shards a split needs
 
 
@@ -96,24 +98,42 @@ def check(examples: Sequence[Example], labels: dict[str, Label]) -> None:
                 )
 
 
-def _fits(value: float, label: Label) -> bool:
-    if not math.isfinite(value):
+def _fits(value: Value, label: Label) -> bool:
+    classes = len(label.classes or ())
+    if isinstance(value, tuple):
+        match label.kind:
+            case "set":
+                places = [-1 - i if i < 0 else i for i in value]
+                return all(i == int(i) and 0 <= i < classes for i in places) and len({*places}) == len(places)
+            case "vector":
+                return len(value) == classes and not any(map(math.isinf, value)) and not all(map(math.isnan, value))
+            case _:
+                one = abs(sum(value) - 1) <= _ROUNDING
+                return label.kind == "soft" and len(value) == classes and min(value) >= 0 and one
+    if value is None or not math.isfinite(value):
         return False
     if whole(label):
-        return value == int(value) and 0 <= value < (len(label.classes) if label.classes else 2)
-    return label.kind == "real" or 0 <= value < 2 * math.pi
+        return value == int(value) and 0 <= value < (classes or 2)
+    return label.kind == "real" or (label.kind == "angle" and 0 <= value < 2 * math.pi)
 
 
 def _range(label: Label) -> str:
     if whole(label):
         return f"a whole number from 0 to {len(label.classes or 'ab') - 1}"
-    return "a finite number" if label.kind == "real" else "radians in [0, 2 pi)"
+    entries = len(label.classes or ())
+    return {
+        "real": "a finite number",
+        "angle": "radians in [0, 2 pi)",
+        "set": f"ids from 0 to {entries - 1}, or -1 - id of those that are not known, each once",
+        "vector": f"{entries} numbers, NaN for those that are not known, but not for all",
+        "soft": f"{entries} probabilities, together 1",
+    }[label.kind]
 
 
 def plan_hash(name: str, examples: Sequence[Example], labels: dict[str, Label], layout: Layout) -> str:
     """A hash of what decides the result; not of the images' bytes, which would have to be read."""
     kinds = {label: labels[label].model_dump() for label in labels}
-    digest = xxhash.xxh3_128(f"{FORMAT_VERSION} {name} {layout} {kinds}".encode())
+    digest = xxhash.xxh3_128(f"1 {name} {layout} {kinds}".encode())
     for example in sorted(examples, key=lambda example: example.id):
         values = [example.labels[name] for name in labels]
         digest.update(f"{example.id}\0{example.split}\0{values}\n".encode())

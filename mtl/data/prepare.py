@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mtl.cli import pairs
-from mtl.data.labels import Derivation
+from mtl.data.derivation import Derivation
 from mtl.data.manifest import Index, LabelCount, Manifest
 from mtl.data.options import Options
 from mtl.data.plan import Layout

@@ -2,7 +2,10 @@
 
 import io
 import threading
-from dataclasses import dataclass
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future
+from dataclasses import astuple, dataclass
 from typing import final
 
 import numpy as np
@@ -11,9 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
+from mtl.data.columns import LabelArray, array
 from mtl.data.manifest import FOOTERS, Index
 from mtl.errors import DataError
 from mtl.store import Store
+from mtl.store.base import rewritten
 
 
 @final
@@ -21,7 +26,8 @@ from mtl.store import Store
 class RowGroup:
     """A decoded row group of n rows; images stay encoded.
 
-    `image(i)` is a view into `data`; `labels[column]` is int64 [n] with -1 for missing, or float32 [n] with NaN.
+    `image(i)` is a view into `data`; `labels[column]` is int64 [n] with -1 for missing, or float32 [n] with NaN;
+    lists of w entries are [n, w]: see mtl/data/columns.py.
     `ids` are xxh3-64 of the image ids, uint64 [n].
     """
 
@@ -29,7 +35,7 @@ class RowGroup:
     data: memoryview
     offsets: npt.NDArray[np.int32]
     ids: npt.NDArray[np.uint64]
-    labels: dict[str, npt.NDArray[np.int64] | npt.NDArray[np.float32]]
+    labels: dict[str, LabelArray]
 
     def image(self, row: int) -> memoryview:
         """The encoded bytes of `row`."""
@@ -37,74 +43,164 @@ class RowGroup:
 
 
 @final
+@dataclass(frozen=True)
+class ReadStats:
+    """What one reader did so far in this process; seconds are sums over threads.
+
+    requests            ranged reads of the store, `rereads` and all below included
+    bytes               read, and used
+    rereads             reads made again because the bytes had another checksum
+    retries, throttles, hedges
+                        see mtl.store.Traffic; those of all readers that share this one's store
+    storage_s, parse_s  waiting for storage; verifying and decoding
+    """
+
+    requests: int
+    bytes: int
+    rereads: int
+    retries: int
+    throttles: int
+    hedges: int
+    storage_s: float
+    parse_s: float
+
+    def since(self, before: "ReadStats") -> "ReadStats":
+        """What happened after `before`, an earlier snapshot of the same reader."""
+        now = zip(astuple(self), astuple(before), strict=True)
+        return ReadStats(*(after - earlier for after, earlier in now))
+
+
+@final
 class Reader:
     """Reads row groups of one split. Thread-safe.
+
+    The version of a shard is the one that is seen first; what comes later of another version is an error.
 
     Args:
         store: the data set's folder.
         index: the split's index.
         columns: label columns to read beside the images.
+        widths: entries of those columns that hold lists.
     """
 
-    def __init__(self, store: Store, index: Index, columns: tuple[str, ...]) -> None:
+    def __init__(
+        self, store: Store, index: Index, columns: tuple[str, ...], widths: Mapping[str, int] | None = None
+    ) -> None:
         self._store, self.index, self._columns = store, index, columns
-        self._footers: dict[int, pq.FileMetaData] = {}
+        self.uri = store.uri
+        self._widths = widths or {}
+        self._footers: dict[int, Future[pq.FileMetaData]] = {}
+        self._versions: dict[str, str] = {}
         self._lock = threading.Lock()
+        self._reads = self._bytes = self._rereads = 0
+        self._storage_s = self._parse_s = 0.0
 
     def read(self, number: int) -> RowGroup:
         """Fetch and decode row group `number`.
 
         Raises:
-            StoreError: storage failed.
+            StoreError: storage failed, or the shard was rewritten meanwhile.
             DataError: the bytes are not those that were written, or not the expected columns.
         """
         index = self.index
-        shard = int(index.shard[number])
-        path, offset, length = index.shard_path[shard], int(index.offset[number]), int(index.length[number])
-        name = f"Row group {index.ordinal[number]} of {self._store.uri}/{path}"
-        data = self._store.get_range(path, offset, length)
-        if xxhash.xxh3_64_intdigest(data) != int(index.checksum[number]):
-            raise DataError(
-                f"{name} is not what was written.",
-                got="bytes with another checksum",
-                expected="the xxh3 recorded in index.parquet",
-                do="the shard was changed or damaged: write it again with jobs/prepare.py --overwrite",
-            )
-        source = _Window(data, offset, int(index.shard_bytes[shard]))
+        shard, ordinal = int(index.shard[number]), int(index.ordinal[number])
+        name = f"Row group {ordinal} of {self._store.uri}/{index.shard_path[shard]}"
+        data = self._verified(number, name)
+        source = _Window(memoryview(data), int(index.offset[number]), int(index.shard_bytes[shard]))
         try:
-            file = pq.ParquetFile(source, metadata=self._footer(shard))
-            table = file.read_row_group(int(index.ordinal[number]), columns=["image", "image_id", *self._columns])
-            return _row_group(number, table, self._columns)
+            footer = self._footer(shard)
+            began = time.perf_counter()
+            file = pq.ParquetFile(source, metadata=footer)
+            table = file.read_row_group(ordinal, columns=["image", "image_id", *self._columns])
+            labels = {name: array(table[name], self._widths.get(name)) for name in self._columns}
+            group = _row_group(number, table, labels)
         except (pa.ArrowException, OSError, KeyError) as error:
             raise DataError(
                 f"{name} can not be decoded: {error}",
                 do="index, footers and shards contradict each other: write it again with jobs/prepare.py --overwrite",
             ) from error
+        self._count(parse_s=time.perf_counter() - began)
+        return group
+
+    def stats(self) -> ReadStats:
+        """What this reader did so far in this process."""
+        traffic = self._store.traffic()
+        with self._lock:
+            return ReadStats(
+                requests=self._reads + traffic.retries + traffic.hedges,
+                bytes=self._bytes,
+                rereads=self._rereads,
+                retries=traffic.retries,
+                throttles=traffic.throttles,
+                hedges=traffic.hedges,
+                storage_s=self._storage_s,
+                parse_s=self._parse_s,
+            )
+
+    def _verified(self, number: int, name: str) -> bytes | memoryview:
+        index = self.index
+        path, expected = index.shard_path[int(index.shard[number])], int(index.checksum[number])
+        for again in (False, True):
+            data = self._get(path, int(index.offset[number]), int(index.length[number]))
+            began = time.perf_counter()
+            found = xxhash.xxh3_64_intdigest(data)
+            self._count(parse_s=time.perf_counter() - began, rereads=int(again))
+            if found == expected:
+                return data
+        # Once may be a fault of the transfer, of which TCP's checksum misses some.
+        raise DataError(
+            f"{name} is not what was written.",
+            got="bytes with another checksum, twice",
+            expected="the xxh3 recorded in index.parquet",
+            do="the shard was changed or damaged: write it again with jobs/prepare.py --overwrite",
+        )
+
+    def _get(self, path: str, offset: int, length: int) -> bytes | memoryview:
+        began = time.perf_counter()
+        pinned = self._versions.get(path)
+        if pinned is not None:
+            data = self._store.get_range(path, offset, length, version=pinned)
+        else:
+            data, version = self._store.get_range_versioned(path, offset, length)
+            with self._lock:
+                pinned = self._versions.setdefault(path, version)
+            if version != pinned:
+                raise rewritten(f"{self._store.uri}/{path}", pinned, f"version {version}")
+        self._count(reads=1, bytes=len(data), storage_s=time.perf_counter() - began)
+        return data
+
+    def _count(
+        self, *, reads: int = 0, bytes: int = 0, rereads: int = 0, storage_s: float = 0.0, parse_s: float = 0.0
+    ) -> None:
+        with self._lock:
+            self._reads += reads
+            self._bytes += bytes
+            self._rereads += rereads
+            self._storage_s += storage_s
+            self._parse_s += parse_s
 
     def _footer(self, shard: int) -> pq.FileMetaData:
+        """The footer of a shard, fetched by the first thread that needs it while the others wait."""
         with self._lock:
-            footer = self._footers.get(shard)
-        if footer is None:
-            offset, length = int(self.index.footer_offset[shard]), int(self.index.footer_length[shard])
-            footer = pq.read_metadata(pa.BufferReader(self._store.get_range(FOOTERS, offset, length)))
-            with self._lock:
-                self._footers[shard] = footer
-        return footer
+            first = shard not in self._footers
+            footer = self._footers.setdefault(shard, Future())
+        if first:
+            try:
+                data = self._get(FOOTERS, int(self.index.footer_offset[shard]), int(self.index.footer_length[shard]))
+                footer.set_result(pq.read_metadata(pa.BufferReader(data)))
+            except BaseException as error:
+                with self._lock:
+                    del self._footers[shard]  # the next read tries again
+                footer.set_exception(error)
+        return footer.result()
 
 
-def _row_group(number: int, table: pa.Table, columns: tuple[str, ...]) -> RowGroup:
+def _row_group(number: int, table: pa.Table, labels: dict[str, LabelArray]) -> RowGroup:
     images = table["image"].combine_chunks()
     assert not isinstance(images, pa.ChunkedArray)  # which takes more than 2 GB
     _, offsets, data = images.buffers()
     first = images.offset
     ids = table["image_id"].to_pylist()
-    labels: dict[str, npt.NDArray[np.int64] | npt.NDArray[np.float32]] = {}
-    for column in columns:
-        values = table[column]
-        if pa.types.is_floating(values.type):
-            labels[column] = values.cast(pa.float32()).fill_null(float("nan")).to_numpy()
-        else:
-            labels[column] = values.cast(pa.int64()).fill_null(-1).to_numpy()
     return RowGroup(
         number=number,
         data=memoryview(data),
@@ -118,7 +214,7 @@ def _row_group(number: int, table: pa.Table, columns: tuple[str, ...]) -> RowGro
 class _Window(io.RawIOBase):
     """A file of `size` bytes of which only [offset, offset + len(data)) is held."""
 
-    def __init__(self, data: bytes, offset: int, size: int) -> None:
+    def __init__(self, data: memoryview, offset: int, size: int) -> None:
         super().__init__()
         self._data, self._offset, self._size, self._at = data, offset, size, 0
 
@@ -135,7 +231,8 @@ class _Window(io.RawIOBase):
         self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
         return self._at
 
-    def read(self, size: int = -1) -> bytes:
+    def read(self, size: int = -1) -> memoryview:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """A view rather than bytes: pyarrow takes any buffer, and copies none."""
         start = self._at - self._offset
         stop = start + size if size >= 0 else len(self._data)
         if start < 0 or stop > len(self._data):

@@ -17,10 +17,12 @@ import pyarrow.parquet as pq
 import xxhash
 from pydantic import BaseModel, ConfigDict
 
+from mtl.data.counts import count
+from mtl.data.example import Example
 from mtl.data.image import BadImage, Pixels
-from mtl.data.manifest import Label, LabelCount
+from mtl.data.labels import Value
+from mtl.data.manifest import WIDE, Label, LabelCount
 from mtl.data.plan import Layout, Shard, stored, whole
-from mtl.data.source import Example
 from mtl.errors import DataError
 
 _TAIL_BYTES = 8  # a Parquet file ends with the length of its footer and the letters PAR1
@@ -79,9 +81,17 @@ def schema(labels: dict[str, Label]) -> pa.Schema:
             ("image_id", pa.string()),
             ("width", pa.int32()),
             ("height", pa.int32()),
-            *((name, pa.int32() if whole(label) else pa.float32()) for name, label in labels.items()),
+            *((name, _type(label)) for name, label in labels.items()),
         ]
     )
+
+
+def _type(label: Label) -> pa.DataType:
+    if label.kind == "set":
+        return pa.list_(pa.int32())
+    if label.kind in WIDE:
+        return pa.list_(pa.float32())
+    return pa.int32() if whole(label) else pa.float32()
 
 
 def write_shard(
@@ -152,7 +162,7 @@ def write_shard(
         shard_bytes=size,
         digest=tally.digest.hexdigest(),
         footer=footer,
-        labels={name: _count(labels[name], values) for name, values in group.columns.items()},
+        labels={name: count(labels[name], values) for name, values in group.columns.items()},
         heights=dict(tally.heights),
         widths=dict(tally.widths),
         sampled=tally.sampled,
@@ -167,7 +177,7 @@ class _Group:
     """Rows that wait to become a row group; `columns` keeps the labels of all rows so far."""
 
     def __init__(self, labels: dict[str, Label]) -> None:
-        self.columns: dict[str, list[int | float | None]] = {name: [] for name in labels}
+        self.columns: dict[str, list[Value]] = {name: [] for name in labels}
         self._schema = schema(labels)
         self._clear()
 
@@ -240,23 +250,6 @@ def _ranges(file: BinaryIO) -> tuple[tuple[RowGroupRange, ...], bytes]:
     (length,) = struct.unpack("<I", file.read(4))
     file.seek(-_TAIL_BYTES - length, io.SEEK_END)
     return tuple(groups), file.read()
-
-
-def _count(label: Label, values: list[int | float | None]) -> LabelCount:
-    valid = [value for value in values if value is not None]
-    if whole(label):
-        ids = np.array(valid, np.int64)
-        kinds = len(label.classes) if label.classes else 2
-        histogram = tuple(int(n) for n in np.bincount(ids, minlength=kinds))
-    else:
-        histogram = None
-    return LabelCount(
-        valid=len(valid),
-        nulls=len(values) - len(valid),
-        low=min(valid, default=None),
-        high=max(valid, default=None),
-        histogram=histogram,
-    )
 
 
 def _rgb(sums: npt.NDArray[np.float64]) -> tuple[float, float, float]:

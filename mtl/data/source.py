@@ -10,18 +10,19 @@ carve           moves part of the train split to new splits
 import csv
 import posixpath
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import final
 
 import simplejpeg
 import xxhash
 
+from mtl.data.derivation import Derivation
+from mtl.data.example import Example as Example
+from mtl.data.example import Source as Source
 from mtl.data.files import SPLITS, Images
-from mtl.data.labels import Derivation, Value, check_name, encode, sort_classes
-from mtl.data.manifest import Label, LabelKind
+from mtl.data.labels import Value, check_name, encode, parse_kinds
 from mtl.data.shapes import LABELS as SHAPES_LABELS
 from mtl.data.shapes import draw, labels
 from mtl.errors import DataError
@@ -31,35 +32,11 @@ _CARVE_KEY = 0x6361727665  # fixed: which split an image belongs to depends on i
 _SHOWN = 5
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class Example:
-    """One image with its labels. `read` returns the encoded bytes; it may be called from any thread."""
+def image_folder(images: Images, label: str = "class", kind: str = "class") -> Source:
+    """The tree `images`, each folder of which is named by the value of its images' label, called `label`.
 
-    id: str
-    split: str
-    labels: Mapping[str, Value]
-    read: Callable[[], bytes]
-
-
-@final
-@dataclass(frozen=True)
-class Source:
-    """Examples with unique ids, and what their labels are.
-
-    Attributes:
-        presplit: whether the source itself says which split an example belongs to.
-        notes: what a person should know about how this was read, one sentence each.
-    """
-
-    examples: list[Example]
-    labels: dict[str, Label]
-    presplit: bool
-    notes: tuple[str, ...] = ()
-
-
-def image_folder(images: Images, label: str = "class") -> Source:
-    """The tree `images`, each folder of which is a class of the label called `label`.
+    Args:
+        kind: of the label, as for a table: classes unless told otherwise.
 
     Raises:
         DataError: there is no image, an image is not in a class, or only some top folders are splits.
@@ -78,8 +55,10 @@ def image_folder(images: Images, label: str = "class") -> Source:
             expected="split/class/image, with splits train, val and test" if presplit else "class/image",
             do="move or rename the folders so that every image fits one of the two layouts",
         )
-    classes = sort_classes({_part(path, depth - 1) for path in images.paths})
-    values: dict[str, dict[str, Value]] = {name: {label: i} for i, name in enumerate(classes)}
+    names = sorted({_part(path, depth - 1) for path in images.paths})
+    kinds = parse_kinds([f"{label}={kind}"])
+    made, found = encode(label, names, kinds[label], lambda i: f"Folder {names[i]} in {images.where}")
+    values: dict[str, dict[str, Value]] = {name: {label: value} for name, value in zip(names, found, strict=True)}
     examples = [
         Example(
             id=path,
@@ -90,14 +69,14 @@ def image_folder(images: Images, label: str = "class") -> Source:
         for path in images.paths
     ]
     notes = (f"{images.ignored} files that are no images are ignored",) if images.ignored else ()
-    return Source(examples, {label: Label(kind="class", classes=classes)}, presplit, notes)
+    return Source(examples, {label: made}, presplit, notes)
 
 
-def table(path: Path, images: Images, kinds: Mapping[str, LabelKind] | None = None) -> Source:
+def table(path: Path, images: Images, kinds: Mapping[str, str] | None = None) -> Source:
     """The rows of the CSV at `path`: column `path` (below `images`), perhaps `split`, and labels.
 
     Args:
-        kinds: of labels; those not in it are inferred.
+        kinds: of labels, perhaps with names of classes (see `labels.parse_kinds`); those not in it are inferred.
 
     Raises:
         DataError: a column, row or cell is wrong; the message names file, line and column.
@@ -175,7 +154,7 @@ def derive(source: Source, derivation: Derivation) -> Source:
 
     def added(labels: Mapping[str, Value]) -> dict[str, Value]:
         value = labels[old]
-        return {**labels, new: None if value is None else ids[int(value)]}
+        return {**labels, new: ids[value] if isinstance(value, int) else None}
 
     examples = [replace(example, labels=added(example.labels)) for example in source.examples]
     missing = sum(example.labels[new] is None for example in examples)

@@ -1,7 +1,7 @@
 """From the parts of all shards to the data set's index, footers and manifest."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from mtl.data.manifest import FORMAT_VERSION, INDEX_SCHEMA, Label, LabelCount, Manifest, Split, Statistics
+from mtl.data.manifest import INDEX_SCHEMA, WIDE, Label, LabelCount, Manifest, Split, Statistics
 from mtl.data.plan import Shard
 from mtl.data.shard import Part
 from mtl.errors import DataError
@@ -33,7 +33,13 @@ def build_index(written: Sequence[Written]) -> tuple[bytes, bytes]:
     return sink.getvalue().to_pybytes(), bytes(footers)
 
 
-def build_manifest(name: str, labels: dict[str, Label], written: Sequence[Written], source: dict[str, str]) -> Manifest:
+def build_manifest(
+    name: str,
+    labels: dict[str, Label],
+    written: Sequence[Written],
+    source: dict[str, str],
+    groups: dict[str, dict[str, tuple[int, ...]]],
+) -> Manifest:
     """The manifest of the data set `name`.
 
     Raises:
@@ -43,6 +49,7 @@ def build_manifest(name: str, labels: dict[str, Label], written: Sequence[Writte
     if not train:
         raise DataError("Every image of the train split is damaged.", do="look at one of them with another program")
     return Manifest(
+        format_version=2 if groups or any(label.kind in WIDE for label in labels.values()) else 1,
         name=name,
         labels=labels,
         splits={split: _split(split, written) for split in dict.fromkeys(shard.split for shard, _ in written)},
@@ -50,6 +57,7 @@ def build_manifest(name: str, labels: dict[str, Label], written: Sequence[Writte
         image_px=(_median(part.heights for part in train), _median(part.widths for part in train)),
         fingerprint=_fingerprint(written),
         source=source,
+        groups=groups,
     )
 
 
@@ -64,14 +72,29 @@ def _split(name: str, written: Iterable[Written]) -> Split:
 
 
 def _merged(counts: Sequence[LabelCount]) -> LabelCount:
-    histograms = [count.histogram for count in counts if count.histogram is not None]
     return LabelCount(
         valid=sum(count.valid for count in counts),
         nulls=sum(count.nulls for count in counts),
         low=min((count.low for count in counts if count.low is not None), default=None),
         high=max((count.high for count in counts if count.high is not None), default=None),
-        histogram=tuple(int(n) for n in np.sum(histograms, axis=0)) if histograms else None,
+        histogram=_summed([count.histogram for count in counts]),
+        lows=_ends([count.lows for count in counts], min),
+        highs=_ends([count.highs for count in counts], max),
+        known=_summed([count.known for count in counts]),
     )
+
+
+def _summed(rows: Iterable[tuple[int, ...] | None]) -> tuple[int, ...] | None:
+    there = [row for row in rows if row is not None]
+    return tuple(int(n) for n in np.sum(there, axis=0)) if there else None
+
+
+def _ends(
+    rows: Iterable[tuple[float | None, ...] | None], end: Callable[[list[float]], float]
+) -> tuple[float | None, ...] | None:
+    there = [row for row in rows if row is not None]
+    known = [[value for value in column if value is not None] for column in zip(*there, strict=True)]
+    return tuple(end(values) if values else None for values in known) if there else None
 
 
 def _statistics(train: Sequence[Part]) -> Statistics:
@@ -91,7 +114,7 @@ def _median(sizes: Iterable[Mapping[int, int]]) -> int:
 
 
 def _fingerprint(written: Iterable[Written]) -> str:
-    digest = xxhash.xxh3_128(f"mtl data set {FORMAT_VERSION}\n".encode())
+    digest = xxhash.xxh3_128(b"mtl data set 1\n")  # version of the layout of images; no later one changed it
     for shard, part in written:
         digest.update(f"{shard.path} {[group.rows for group in part.row_groups]} {part.digest}\n".encode())
     return digest.hexdigest()

@@ -28,7 +28,7 @@ def cut(names: Mapping[str, str], groups: int) -> dict[str, str]:
     Raises:
         ConfigError: `groups` is below 2, or the tree has no two branches that are large enough.
     """
-    paths = {name: tuple(level.strip() for level in path.split(SEPARATOR)) for name, path in names.items()}
+    paths = {name: split_path(path) for name, path in names.items()}
     least = len(paths) / (_PARTS * groups)
     cuts: dict[Path, list[str]] = {(): list(paths)}
     closed: set[Path] = set()
@@ -52,6 +52,11 @@ def cut(names: Mapping[str, str], groups: int) -> dict[str, str]:
         )
     titles = _titles(cuts)
     return {name: titles[at] for at, members in cuts.items() for name in members}
+
+
+def split_path(path: str) -> Path:
+    """The levels of a path."""
+    return tuple(level.strip() for level in path.split(SEPARATOR))
 
 
 def _open(

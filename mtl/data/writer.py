@@ -15,11 +15,12 @@ from typing import final
 
 from pydantic import ValidationError
 
+from mtl.data.example import Example
 from mtl.data.files import SPLITS
+from mtl.data.groups import find_groups
 from mtl.data.manifest import FOOTERS, INDEX, MANIFEST, Label, Manifest
 from mtl.data.plan import DEFAULT_LAYOUT, Layout, Shard, check, plan_hash, shards
 from mtl.data.shard import Part, write_shard
-from mtl.data.source import Example
 from mtl.data.summary import Written, build_index, build_manifest
 from mtl.errors import DataError, NotFound
 from mtl.progress import Progress
@@ -68,7 +69,8 @@ def write(
     writing = _Writing(store, labels, layout, plan, skip_bad, progress)
     parts = writing.write(todo, workers or os.cpu_count() or 1)
     written = [(shard, part) for shard, part in zip(todo, parts, strict=True) if part.rows]
-    made = build_manifest(name, labels, written, {**(source or {}), **_recorded(layout, parts), "plan": plan})
+    origin = {**(source or {}), **_recorded(layout, parts), "plan": plan}
+    made = build_manifest(name, labels, written, origin, find_groups(examples, labels))
     _finish(store, written, made)
     return made
 
@@ -191,7 +193,9 @@ def _finish(store: Store, written: Sequence[Written], made: Manifest) -> None:
     index, footers = build_index(written)
     store.put(INDEX, index)
     store.put(FOOTERS, footers)
-    store.put(MANIFEST, made.model_dump_json(indent=1).encode())
+    # What is not there is left out, so that older versions can read a data set of version 1.
+    absent = None if made.groups else {"groups"}
+    store.put(MANIFEST, made.model_dump_json(indent=1, exclude_none=True, exclude=absent).encode())
     paths = {shard.path for shard, _ in written}
     _remove(store, [key for key in store.list("shards/") if key not in paths])
     _remove(store, store.list("parts/"))

@@ -8,10 +8,12 @@ from pathlib import Path
 
 from mtl.config import Config
 from mtl.console import counted
+from mtl.data.balance import balance
 from mtl.data.manifest import Manifest
 from mtl.doctor.case import Case
 from mtl.findings import Finding
 from mtl.preflight import world_size
+from mtl.task_config import WITH_CLASSES
 from mtl.versions import unlocked, versions
 
 STEP_LIMIT_S = 240.0
@@ -37,17 +39,18 @@ def software() -> Iterator[Finding]:
 def batch(config: Config) -> Iterator[Finding]:
     """The arithmetic of batch, workers and lanes."""
     lanes, workers = config.order.lanes, world_size(config)
-    most = -(-lanes // workers)  # lanes on the worker with most of them
     told = f"{config.global_batch:,} samples a step; {counted(lanes, 'lane')} over {counted(workers, 'worker')}"
     if config.model.batch_norm == "groups":
         groups = config.model.batch_norm_groups
         told += f"; batch norm over {groups} groups of {config.global_batch // groups}"
+    if scaled := config.optimizer.scaled(config.global_batch):
+        told += f"; {scaled}"
     if lanes % workers:
         yield Finding(
             "warn",
             "batch",
             told,
-            f"{workers} workers do not divide {lanes} lanes, so that some wait: at best {lanes / (workers * most):.0%} "
+            f"{workers} workers do not divide {lanes} lanes, so that some wait: at best {balance(lanes, workers):.0%} "
             "of the speed",
             "use a number of workers that divides order.lanes",
         )
@@ -72,6 +75,8 @@ def step(config: Config, manifest: Manifest | None, *, gpu: bool = False, on_nod
         f"(losses: {losses}); about {found.memory_bytes / 1e9:.1f} GB for {found.micro_batch} samples of "
         f"{config.augment.size_px} px on {'the GPU' if config.resources.gpu else 'each worker'}"
     )
+    if found.initial:
+        yield Finding("ok", "weights", "; ".join(found.initial))
     have = memory_bytes()
     if not config.resources.gpu and found.memory_bytes * on_node > 0.8 * have:
         yield Finding(
@@ -88,7 +93,7 @@ def step(config: Config, manifest: Manifest | None, *, gpu: bool = False, on_nod
 def step_if_known(case: Case) -> Iterator[Finding]:
     """As `step`, on this machine's CPU; without data, a number of classes that is not known is no failure."""
     tasks = case.config.tasks.items()
-    unknown = [name for name, task in tasks if task.kind == "multiclass" and task.classes is None]
+    unknown = [name for name, task in tasks if task.kind in WITH_CLASSES and not task.class_count]
     if case.manifest is None and unknown:
         what = f"Without a data set the classes of {', '.join(unknown)} are not known: no step is taken."
         yield Finding(

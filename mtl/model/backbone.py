@@ -1,48 +1,84 @@
-"""A backbone by name: images [n, 3, H, W] to features [n, D]."""
+"""A backbone by name: images [n, 3, H, W] to features [n, D], by stages where they are known."""
 
 import importlib
 from collections.abc import Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torchvision import models
 
 from mtl.errors import ConfigError
+from mtl.model.families import sequential_stages, torchvision_stages
+from mtl.model.from_timm import build_timm, timm_stages
+from mtl.model.stages import POOL, Backbone, Part, Stage
+
+_TIMM = "timm:"
 
 
-def build_backbone(name: str, args: Mapping[str, object], size_px: int) -> tuple[nn.Module, int]:
-    """Build the backbone and find the width of its features.
+def build_backbone(name: str, args: Mapping[str, object], size_px: int) -> Backbone:
+    """Build the backbone, and find its stages and the width of its features.
 
     Args:
-        name: a torchvision classification model, whose last linear layer is taken off, or `module:callable` of the
-            user's own, called with `args`, that returns a module from images to features [n, D].
+        name: a torchvision classification model, whose last linear layer is taken off; `timm:NAME`; or
+            `module:callable` of the user's own, called with `args`, that returns a module from images to features
+            [n, D]. The children of an nn.Sequential are its stages; what follows its last feature map is `pool`.
         args: keyword arguments.
-        size_px: side of the images, for the trial run that finds D.
-
-    Returns:
-        The module and D.
+        size_px: side of the images, for the trial run that finds D and the maps.
 
     Raises:
         ConfigError: no such model, it accepts neither `args` nor such images, or it does not return features [n, D].
     """
     try:
-        backbone = _own(name, args) if ":" in name else _torchvision(name, args)
+        net = _built(name, args)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"The backbone '{name}' can not be built: {error}", got=f"arguments {dict(args)}") from error
-    training = backbone.training
+    training = net.training
     try:
-        with torch.no_grad():
-            features: object = backbone.eval()(torch.zeros(2, 3, size_px, size_px))
+        stages = _stages(name, net, size_px)
+        made = _tried(name, net.eval(), stages, torch.zeros(2, 3, size_px, size_px))
     except (RuntimeError, AssertionError, ValueError) as error:
         raise ConfigError(
             f"The backbone '{name}' does not accept images of {size_px} px: {error}",
             do="set augment.size_px, or model.backbone_args (torchvision's transformers take image_size)",
         ) from error
-    backbone.train(training)
-    if not isinstance(features, torch.Tensor) or features.ndim != 2:
-        got = f"a tensor of shape {list(features.shape)}" if isinstance(features, torch.Tensor) else type(features)
+    net.train(training)
+    return made
+
+
+def _built(name: str, args: Mapping[str, object]) -> nn.Module:
+    if name.startswith(_TIMM):
+        return build_timm(name.removeprefix(_TIMM), args)
+    return _own(name, args) if ":" in name else _torchvision(name, args)
+
+
+def _stages(name: str, net: nn.Module, size_px: int) -> tuple[Stage, ...]:
+    if name.startswith(_TIMM):
+        return timm_stages(net, size_px)
+    return sequential_stages(net) if ":" in name else torchvision_stages(net)
+
+
+@torch.no_grad()
+def _tried(name: str, net: nn.Module, stages: tuple[Stage, ...], images: Tensor) -> Backbone:
+    part = Part(net, stages)
+    maps: dict[str, tuple[int, int]] = {}
+    outputs: list[object] = list(part.part_taps(images)) if stages else [net(images)]
+    for stage, output in zip(stages, outputs, strict=False):
+        if stage.channels_first and isinstance(output, Tensor) and output.ndim == 4:
+            maps[stage.name] = output.shape[1], output.shape[2]
+    features = outputs[-1]
+    if not isinstance(features, Tensor) or features.ndim != 2:
+        got = f"a tensor of shape {list(features.shape)}" if isinstance(features, Tensor) else type(features)
         raise ConfigError(f"The backbone '{name}' must return features.", got=got, expected="a tensor [n, D]")
-    return backbone, features.shape[1]
+    return Backbone(name, net, features.shape[1], _with_pool(stages, maps), maps)
+
+
+def _with_pool(stages: tuple[Stage, ...], maps: Mapping[str, tuple[int, int]]) -> tuple[Stage, ...]:
+    """The stages, with all that follow the last map made one, `pool`; none if no stage makes a map."""
+    last = max((number for number, stage in enumerate(stages) if stage.name in maps), default=-1)
+    if last < 0:
+        return ()
+    rest = tuple(step for stage in stages[last + 1 :] for step in stage.steps)
+    return (*stages[: last + 1], Stage(POOL, rest))
 
 
 def _own(name: str, args: Mapping[str, object]) -> nn.Module:
@@ -66,7 +102,7 @@ def _torchvision(name: str, args: Mapping[str, object]) -> nn.Module:
         raise ConfigError(
             f"There is no backbone '{name}'.",
             got=name,
-            expected=f"module:callable of your own, or one of {', '.join(known)}",
+            expected=f"timm:NAME, module:callable of your own, or one of {', '.join(known)}",
         )
     model = models.get_model(name, weights=None, **args)
     if getattr(model, "aux_logits", False):

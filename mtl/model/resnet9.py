@@ -1,13 +1,14 @@
 """A small residual network for small images (32 to 64 px), after the nine-layer net of the DAWNBench CIFAR-10 entries
 (D. Page, 2018): three stages that double the width and halve the image, two of them with a residual pair."""
 
+from collections import OrderedDict
 from typing import Literal
 
 from torch import Tensor, nn
 
 
 def resnet9(width: int = 32, norm: Literal["batch", "group"] = "batch", stem_stride: int = 1) -> nn.Module:
-    """Images [n, 3, H, W] to features [n, 8 * width].
+    """Images [n, 3, H, W] to features [n, 8 * width], by the stages stem, stage1, stage2, stage3 and pool.
 
     Args:
         width: channels of the stem, a multiple of 8.
@@ -24,18 +25,17 @@ def resnet9(width: int = 32, norm: Literal["batch", "group"] = "batch", stem_str
         convolve = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
         return nn.Sequential(convolve, normalise, nn.ReLU(inplace=True))
 
-    return nn.Sequential(
-        layer(3, width, stem_stride),
-        layer(width, 2 * width),
-        nn.MaxPool2d(2),
-        _Residual(nn.Sequential(layer(2 * width, 2 * width), layer(2 * width, 2 * width))),
-        layer(2 * width, 4 * width),
-        nn.MaxPool2d(2),
-        layer(4 * width, 8 * width),
-        nn.MaxPool2d(2),
-        _Residual(nn.Sequential(layer(8 * width, 8 * width), layer(8 * width, 8 * width))),
-        _GlobalMax(),
-    )
+    def pair(channels: int) -> nn.Module:
+        return _Residual(nn.Sequential(layer(channels, channels), layer(channels, channels)))
+
+    stages: dict[str, nn.Module] = {
+        "stem": layer(3, width, stem_stride),
+        "stage1": nn.Sequential(layer(width, 2 * width), nn.MaxPool2d(2), pair(2 * width)),
+        "stage2": nn.Sequential(layer(2 * width, 4 * width), nn.MaxPool2d(2)),
+        "stage3": nn.Sequential(layer(4 * width, 8 * width), nn.MaxPool2d(2), pair(8 * width)),
+        "pool": _GlobalMax(),
+    }
+    return nn.Sequential(OrderedDict(stages))
 
 
 class _GlobalMax(nn.Module):

@@ -1,4 +1,4 @@
-"""Messages between the driver and its workers: events up, a stop request down.
+"""Messages between the driver and its workers: events and pulses up, requests down.
 
 An actor on the driver's node, because a worker's standard output comes to a driver line by line among Ray's own, and
 because `ray.train.report` takes a quarter of a second.
@@ -11,6 +11,8 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from mtl.on_ray.pulse import Pulse, Sighting
+
 Event = dict[str, Any]
 
 
@@ -18,6 +20,9 @@ class _Mailbox:
     def __init__(self) -> None:
         self._events: deque[Event] = deque(maxlen=10_000)
         self._stop: set[str] = set()
+        self._pulses: dict[int, tuple[Pulse, float, float]] = {}  # with the times of it and of its last progress
+        self._asked_for_stacks: set[int] = set()
+        self._loss: dict[str, Any] | None = None
 
     def put(self, event: Event) -> None:
         self._events.append(event)
@@ -32,6 +37,34 @@ class _Mailbox:
 
     def stopping(self, who: str) -> bool:
         return bool(self._stop & {who, ""})
+
+    def beat(self, pulse: Pulse) -> bool:
+        before, now_s = self._pulses.get(pulse.rank), time.monotonic()
+        still = before is not None and (before[0].pid, before[0].signs) == (pulse.pid, pulse.signs)
+        self._pulses[pulse.rank] = (pulse, now_s, before[2] if before is not None and still else now_s)
+        asked = pulse.rank in self._asked_for_stacks
+        self._asked_for_stacks.discard(pulse.rank)
+        return asked
+
+    def sightings(self) -> list[Sighting]:
+        now_s = time.monotonic()
+        return [Sighting(pulse, now_s - at, now_s - since) for pulse, at, since in self._pulses.values()]
+
+    def ask_for_stacks(self) -> None:
+        self._asked_for_stacks = set(self._pulses)
+
+    def leave(self, pulse: Pulse) -> None:
+        if pulse.rank in self._pulses and self._pulses[pulse.rank][0].pid == pulse.pid:
+            del self._pulses[pulse.rank]
+
+    def forget(self) -> None:
+        self._pulses.clear()
+
+    def lose(self, loss: dict[str, Any]) -> None:
+        self._loss = loss
+
+    def loss(self) -> dict[str, Any] | None:
+        return self._loss
 
 
 class Channel:
@@ -56,6 +89,34 @@ class Channel:
     def ask_stopping(self, who: str = "") -> Any:
         """A future of whether a stop is requested, of `who` or of all."""
         return self._mailbox.stopping.remote(who)
+
+    def beat(self, pulse: Pulse) -> bool:
+        """Send a sign of life; whether the driver asks where this worker is."""
+        return bool(ray.get(self._mailbox.beat.remote(pulse)))
+
+    def leave(self, pulse: Pulse) -> None:
+        """Send word that no more signs of life will come, and none are needed."""
+        self._mailbox.leave.remote(pulse)
+
+    def sightings(self) -> list[Sighting]:
+        """The last signs of life of every worker."""
+        return ray.get(self._mailbox.sightings.remote())
+
+    def ask_for_stacks(self) -> None:
+        """Ask all workers where they are; those that can answer with an event."""
+        self._mailbox.ask_for_stacks.remote()
+
+    def forget(self) -> None:
+        """Forget all signs of life: their workers are gone."""
+        self._mailbox.forget.remote()
+
+    def lose(self, loss: dict[str, Any]) -> None:
+        """Leave word for the next workers of what their start costs."""
+        self._mailbox.lose.remote(loss)
+
+    def loss(self) -> dict[str, Any] | None:
+        """What the last restart has cost; None before the first one."""
+        return ray.get(self._mailbox.loss.remote())
 
 
 class StopWatch:

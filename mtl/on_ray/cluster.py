@@ -19,6 +19,8 @@ ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
     # GPU nodes take minutes to boot; the default of 60 s would count each minute as a controller failure.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "900",
+    # A drain gives two minutes, and a commit may take one: the default of 5 s is too much of it.
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
     # Workers keep the driver's working directory, so that relative addresses mean what they meant to the user.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     # Nothing is sent to anybody.

@@ -136,7 +136,8 @@ def compare(ours: Mapping[str, str], nodes: list[Node]) -> Iterator[Finding]:
 
 def shared(config: Config, nodes: int) -> Iterator[Finding]:
     """Whether every node can reach what all of them need."""
-    for address, what in ((config.data, "data set"), (config.storage, "runs' storage")):
+    data = [config.data, *(source.data for source in config.mixture.values())]
+    for address, what in (*((address, "data set") for address in data), (config.storage, "runs' storage")):
         if nodes > 1 and "://" not in open_store(address).uri:
             yield Finding(
                 "fail",

@@ -33,3 +33,4 @@ class Failures(UserCallback):
             reason = str(error).strip().splitlines()
             text = f"worker {rank} failed: {reason[0] if reason else type(error).__name__}"
             self._channel.put({"kind": "note", "text": text})
+            self._channel.put({"kind": "log", "source": f"worker-{rank}", "text": f"{error}\n"})

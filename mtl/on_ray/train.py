@@ -14,12 +14,18 @@ from mtl.config import Config, parse
 from mtl.console import RunConsole
 from mtl.errors import MtlError
 from mtl.job import Job
+from mtl.limit import Limit
+from mtl.logs import Logs
 from mtl.on_ray.channel import Channel, Event
 from mtl.on_ray.cluster import joined, labels
 from mtl.on_ray.failures import Failures
+from mtl.on_ray.listener import Listener
 from mtl.on_ray.runtime import RayRuntime
 from mtl.on_ray.signals import Signals
+from mtl.on_ray.watchdog import States
+from mtl.record import read
 from mtl.session import train as owned
+from mtl.store import Store, open_store
 
 Result = dict[str, Any]
 
@@ -33,8 +39,9 @@ def train(config: Config, console: RunConsole) -> Result:
 
     def launch(owner: str) -> Result:
         console.line(f"starting {config.resources.workers} workers")
+        over = Limit(config.max_hours, console.line)
         with Signals(console.line) as stopping:
-            return fit(config, owner, console, stopping)
+            return fit(config, owner, console, lambda: stopping() or over())
 
     with joined(config):
         return owned(config, console, launch)
@@ -47,11 +54,19 @@ def fit(config: Config, owner: str, listen: Callable[[Event], None], stopping: C
         listen: called with every event of rank 0, in the thread that called.
         stopping: asked twice a second whether the workers shall commit and stop.
 
+    Returns:
+        The result; after a stop while there were no workers, its status and the steps committed before.
+
     Raises:
+        ResourceError: there were no workers for `resources.pending_deadline_s`.
         MtlError: also one that a worker raised, unchanged.
     """
     channel, asked = Channel(), False
-    with tempfile.TemporaryDirectory(prefix="mtl-") as scratch:
+    store = open_store(config.storage).child(config.name)
+    record = read(store)
+    logs = Logs(store, record.attempt + 1 if record else 1)
+    listener = Listener(config.resources, channel, listen, logs)
+    with tempfile.TemporaryDirectory(prefix="mtl-", ignore_cleanup_errors=True) as scratch:
         trainer = _trainer(config, owner, channel, Path(scratch))
         outcome: list[Result | BaseException] = []
 
@@ -65,18 +80,26 @@ def fit(config: Config, owner: str, listen: Callable[[Event], None], stopping: C
         # Off the main thread Ray installs no handler of SIGINT, so that a stop is ours to carry out.
         fitting = threading.Thread(target=run, name="fit", daemon=True)
         fitting.start()
-        while fitting.is_alive():
-            fitting.join(timeout=0.5)
-            if not asked and stopping():
-                asked = True
-                channel.request_stop()
-            for event in channel.drain():
-                listen(event)
-        for event in channel.drain():
-            listen(event)
-    if isinstance(outcome[0], BaseException):
-        raise _readable(outcome[0])
-    return outcome[0]
+        try:
+            while fitting.is_alive():
+                fitting.join(timeout=0.5)
+                if not asked and stopping():
+                    asked = True
+                    channel.request_stop()
+                listener.attend()
+                if asked and listener.waiting and fitting.is_alive():
+                    listener.abort()
+                    return _stopped(store)
+            listener.attend()
+            result = outcome[0]
+            if isinstance(result, BaseException):
+                raise _readable(result)
+        except BaseException as error:
+            logs.say(f"{type(error).__name__}: {error}")
+            raise
+        finally:
+            logs.ship()
+    return result
 
 
 def _trainer(config: Config, owner: str, channel: Channel, scratch: Path) -> TorchTrainer:
@@ -84,6 +107,8 @@ def _trainer(config: Config, owner: str, channel: Channel, scratch: Path) -> Tor
     each: dict[str, float] = {"CPU": resources.cpus_per_worker}
     if resources.gpu:
         each["GPU"] = 1
+    # Typed as users' callbacks; Train calls its own kind too, and only those hear of states.
+    callbacks: list[Any] = [Failures(channel), States(channel)]
     return TorchTrainer(
         _work,
         train_loop_config={"config": config.to_yaml(), "owner": owner, "channel": channel},
@@ -98,7 +123,7 @@ def _trainer(config: Config, owner: str, channel: Channel, scratch: Path) -> Tor
             name=config.name,
             storage_path=str(scratch),
             failure_config=FailureConfig(max_failures=resources.max_failures),
-            callbacks=[Failures(channel)],
+            callbacks=callbacks,
         ),
     )
 
@@ -106,7 +131,15 @@ def _trainer(config: Config, owner: str, channel: Channel, scratch: Path) -> Tor
 def _work(arguments: dict[str, Any]) -> Result:
     config = parse(arguments["config"])
     runtime = RayRuntime(get_device(), config.resources.cpus_per_worker, arguments["channel"])
-    return Job(config, runtime, arguments["owner"]).run()
+    try:
+        return Job(config, runtime, arguments["owner"]).run()
+    finally:
+        runtime.close()
+
+
+def _stopped(store: Store) -> Result:
+    record = read(store)
+    return {"status": "stopped", "steps": record.checkpoints[0].step if record and record.checkpoints else 0}
 
 
 def _readable(error: BaseException) -> BaseException:

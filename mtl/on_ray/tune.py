@@ -23,6 +23,7 @@ from ray.tune.search import Searcher
 
 from mtl.console import counted
 from mtl.errors import MtlError
+from mtl.limit import Limit
 from mtl.on_ray.channel import Channel
 from mtl.on_ray.cluster import joined, labels
 from mtl.on_ray.signals import Signals
@@ -109,10 +110,11 @@ def _execute(board: Board, console: Says, together: int, scratch: str) -> None:
     # Off the main thread Tune installs no handler of SIGINT, so that a stop is ours to carry out.
     running = threading.Thread(target=fit, name="tune", daemon=True)
     running.start()
+    over = Limit(board.config.max_hours, console.line)
     with Signals(console.line) as stopping:
         while running.is_alive():
             running.join(timeout=0.5)
-            if (stopping() or conduct.error is not None) and not board.stopping:
+            if (stopping() or over() or conduct.error is not None) and not board.stopping:
                 board.stopping = True
                 channel.request_stop()
             for event in channel.drain():

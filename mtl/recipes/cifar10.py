@@ -7,7 +7,7 @@ hardware  two CPU cores, no GPU
 tasks     object (10 classes), kind (yes is a vehicle)
 """
 
-from mtl.config import Augment, Config, Model, Optimizer, Order, Resources, Task
+from mtl.config import Augment, Config, Loader, Model, Optimizer, Order, Resources, Task
 
 CONFIG = Config(
     recipe="cifar10",
@@ -23,5 +23,6 @@ CONFIG = Config(
     model=Model(backbone="mtl.model.resnet9:resnet9", backbone_args={"width": 16, "norm": "batch"}),
     optimizer=Optimizer(name="sgd", lr=0.2, momentum=0.9, weight_decay=5e-4, warmup_epochs=2, schedule="linear"),
     order=Order(lanes=16, block_row_groups=None),
+    loader=Loader(memory="decoded"),
     resources=Resources(workers=2),
 )

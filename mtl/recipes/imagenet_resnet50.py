@@ -29,7 +29,7 @@ that grow during training [3]; this project does neither yet.
     [3] libffcv/ffcv-imagenet, README.md (rn50, 88 epochs)
 """
 
-from mtl.config import Augment, Checkpoint, Config, Model, Optimizer, Order, Resources, Task
+from mtl.config import Augment, Checkpoint, Config, Loader, Model, Optimizer, Order, Resources, Task
 
 CONFIG = Config(
     recipe="imagenet-resnet50",
@@ -48,6 +48,7 @@ CONFIG = Config(
     model=Model(backbone="resnet50", batch_norm="groups", batch_norm_groups=8),
     optimizer=Optimizer(name="sgd", lr=2.048, momentum=0.875, weight_decay=2**-15, warmup_epochs=8, schedule="cosine"),
     order=Order(lanes=64, block_row_groups=8),
+    loader=Loader(prefetch_mb=1000),
     checkpoint=Checkpoint(every_s=600),
     resources=Resources(workers=8, cpus_per_worker=8, gpu=True),
 )

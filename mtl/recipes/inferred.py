@@ -15,7 +15,12 @@ _KINDS: dict[LabelKind, TaskKind] = {
     "binary": "binary",
     "angle": "circular",
     "real": "regression",
+    "set": "multilabel",
+    "vector": "regression",
+    "soft": "soft",
 }
+_NAMES: tuple[LabelKind, ...] = ("class", "binary", "set", "soft")
+"""Kinds of label that a mirror most likely leaves true."""
 
 
 def auto(data: str, manifest: Manifest) -> Config:
@@ -34,7 +39,7 @@ def auto(data: str, manifest: Manifest) -> Config:
     short = min(manifest.image_px)
     size = 32 if short < 48 else 64 if short < 96 else 128 if short < 192 else 224
     tasks = {name: Task(kind=_KINDS[label.kind], label=name) for name, label in manifest.labels.items()}
-    classes_only = all(label.kind in ("class", "binary") for label in manifest.labels.values())
+    classes_only = all(label.kind in _NAMES for label in manifest.labels.values())
     rows = manifest.split("train").rows
     batch = 256 if rows >= 8192 else 64 if rows >= 640 else 32
     small = size <= 64

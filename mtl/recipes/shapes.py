@@ -6,7 +6,7 @@ hardware  two CPU cores, no GPU
 tasks     shape, colour and count (classes), rotation (an angle), touching (yes or no)
 """
 
-from mtl.config import Augment, Config, Model, Optimizer, Order, Resources, Task
+from mtl.config import Augment, Config, Loader, Model, Optimizer, Order, Resources, Task
 
 CONFIG = Config(
     recipe="shapes",
@@ -29,5 +29,6 @@ CONFIG = Config(
     ),
     optimizer=Optimizer(name="adam", lr=4e-3, warmup_epochs=1),
     order=Order(lanes=16, block_row_groups=None),
+    loader=Loader(memory="decoded"),
     resources=Resources(workers=2),
 )

@@ -2,7 +2,8 @@
 
 base.py    Store, Stat: the interface; what keys may look like
 local.py   LocalStore: a folder of this machine or a mounted file system; atomic, durable writes
-s3.py      S3Store: any server that speaks S3
+s3.py      S3Store: any server that speaks S3; its ranged reads are fetch.py (tries, resumption), wire.py (HTTP),
+           patience.py (deadlines, retry budget), throttle.py, hedging.py
 arrow.py   ArrowStore: gs://, abfs://, hdfs://, for data sets only
 """
 
@@ -11,8 +12,9 @@ import re
 from mtl.errors import StoreError
 from mtl.store.base import Stat, Store
 from mtl.store.local import LocalStore
+from mtl.store.traffic import Traffic
 
-__all__ = ["LocalStore", "Stat", "Store", "open_store"]
+__all__ = ["LocalStore", "Stat", "Store", "Traffic", "open_store"]
 
 _SUPPORTED = "a path, file:///path, s3://bucket/prefix; for data sets also gs://, abfs://, abfss://, hdfs://"
 _ARROW_SCHEMES = ("gs", "abfs", "abfss", "hdfs")

@@ -8,6 +8,7 @@ from typing import Any, Never, final
 from mtl.errors import NotFound, StoreError
 from mtl.store.base import PerProcess, Stat, check_key, check_prefix, check_range, rewritten, short_read
 from mtl.store.os_errors import reading
+from mtl.store.traffic import Traffic
 
 
 @final
@@ -52,6 +53,13 @@ class ArrowStore:
         if len(data) != length:
             raise short_read(address, offset, length, len(data))
         return data
+
+    def get_range_versioned(self, key: str, offset: int, length: int) -> tuple[bytes, str]:
+        version = self.stat(key).version
+        return self.get_range(key, offset, length, version=version), version
+
+    def traffic(self) -> Traffic:
+        return Traffic()
 
     def stat(self, key: str) -> Stat:
         files, path = self._at(key)

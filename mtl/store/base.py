@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Generic, Protocol, TypeVar, final
 
 from mtl.errors import StoreError
+from mtl.store.traffic import Traffic
 
 Made = TypeVar("Made")
 
@@ -48,13 +49,21 @@ class Store(Protocol):
         """The whole object and the version of just these bytes."""
         ...
 
-    def get_range(self, key: str, offset: int, length: int, *, version: str | None = None) -> bytes:
+    def get_range(self, key: str, offset: int, length: int, *, version: str | None = None) -> bytes | memoryview:
         """Exactly `length` bytes, at least one, from `offset` in bytes.
 
         Raises:
             StoreError: the range passes the end of the object, fewer bytes arrived, or the object no longer has
                 `version` (it was rewritten).
         """
+        ...
+
+    def get_range_versioned(self, key: str, offset: int, length: int) -> tuple[bytes | memoryview, str]:
+        """Like `get_range`, and the version of the object that just these bytes are of."""
+        ...
+
+    def traffic(self) -> Traffic:
+        """What ranged reads of this store, its parents and children took beyond one request each, in this process."""
         ...
 
     def stat(self, key: str) -> Stat:

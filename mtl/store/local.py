@@ -16,6 +16,7 @@ from urllib.parse import unquote, urlsplit
 from mtl.errors import Conflict, StoreError
 from mtl.store.base import Stat, check_key, check_prefix, check_range, rewritten, short_read
 from mtl.store.os_errors import reading, writing
+from mtl.store.traffic import Traffic
 
 _HIDDEN = ".mtl-"  # our own files: half-written objects and locks; never a key, never listed
 _LOCK = _HIDDEN + "lock"
@@ -66,18 +67,13 @@ class LocalStore:
             return file.read(), _version(file)
 
     def get_range(self, key: str, offset: int, length: int, *, version: str | None = None) -> bytes:
-        path = self._path(key)
-        check_range(str(path), offset, length)
-        with reading(path), path.open("rb", buffering=0) as file:
-            data = os.pread(file.fileno(), length, offset)
-            while len(data) < length and (more := os.pread(file.fileno(), length - len(data), offset + len(data))):
-                data += more
-            # After the read, so that a program that writes in place meanwhile is noticed too.
-            if version is not None and (now := _version(file)) != version:
-                raise rewritten(str(path), version, f"version {now}")
-        if len(data) < length:
-            raise short_read(str(path), offset, length, len(data))
-        return data
+        return self._range(key, offset, length, version)[0]
+
+    def get_range_versioned(self, key: str, offset: int, length: int) -> tuple[bytes, str]:
+        return self._range(key, offset, length, None)
+
+    def traffic(self) -> Traffic:
+        return Traffic()
 
     def stat(self, key: str) -> Stat:
         path = self._path(key)
@@ -134,6 +130,21 @@ class LocalStore:
                 if folder == self.root:
                     break
                 folder.rmdir()
+
+    def _range(self, key: str, offset: int, length: int, version: str | None) -> tuple[bytes, str]:
+        path = self._path(key)
+        check_range(str(path), offset, length)
+        with reading(path), path.open("rb", buffering=0) as file:
+            data = os.pread(file.fileno(), length, offset)
+            while len(data) < length and (more := os.pread(file.fileno(), length - len(data), offset + len(data))):
+                data += more
+            # After the read, so that a program that writes in place meanwhile is noticed too.
+            now = _version(file)
+        if version not in (None, now):
+            raise rewritten(str(path), str(version), f"version {now}")
+        if len(data) < length:
+            raise short_read(str(path), offset, length, len(data))
+        return data, now
 
     def _path(self, key: str) -> Path:
         if any(part.startswith(_HIDDEN) for part in check_key(self.uri, key).split("/")):

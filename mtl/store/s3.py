@@ -1,39 +1,36 @@
 """Any server that speaks S3, through boto3 and its standard environment (AWS_ENDPOINT_URL, AWS_PROFILE, roles ...)."""
 
+import random
 import re
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Self, final
 
-import boto3
 from boto3.exceptions import S3UploadFailedError
-from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, IncompleteReadError
 
 from mtl.errors import Conflict, NotFound, StoreError
-from mtl.store.base import PerProcess, Stat, check_key, check_prefix, check_range, rewritten, short_read
+from mtl.store.base import PerProcess, Stat, check_key, check_prefix, check_range
+from mtl.store.fetch import Fetcher, Range
+from mtl.store.patience import Patience
+from mtl.store.s3_connection import ATTEMPTS, Connection
 from mtl.store.s3_errors import code_of, told
+from mtl.store.traffic import Traffic
 
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _LOST = ("PreconditionFailed", "412", "ConditionalRequestConflict", "409", "NoSuchKey")
-_ATTEMPTS = 2
-_CONFIG = Config(
-    # An endpoint that swallows packets costs two connects and a pause of at most 1 s: an answer within ten seconds.
-    connect_timeout=3,
-    read_timeout=20,
-    retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
-    max_pool_connections=32,
-    # Other servers than AWS know only some of the newer checksums.
-    request_checksum_calculation="when_required",
-    response_checksum_validation="when_required",
-)
 
 
-def _connect() -> tuple[boto3.Session, Any]:
-    session = boto3.Session()  # the default session is not safe between threads
-    return session, session.client("s3", config=_CONFIG)
+@final
+class _Process:
+    """What one process reads and writes with, shared by a store and its children."""
+
+    def __init__(self, patience: Patience) -> None:
+        self.connection = Connection()
+        self.fetcher = Fetcher(self.connection, patience, random.Random())
 
 
 def _version(answer: dict[str, Any]) -> str:
@@ -46,18 +43,17 @@ def _version(answer: dict[str, Any]) -> str:
 class S3Store:
     """The objects of `bucket` whose keys start with `prefix` and a slash, or all where it is empty.
 
-    A version is the ETag. A writer that is killed leaves the old object, and perhaps an unfinished multipart upload,
-    which a lifecycle rule of the bucket should expire.
+    Ranges, which training lives on, are read with `patience`; all else goes through boto3, which tries twice. A version
+    is the ETag. A writer that is killed leaves the old object, and perhaps an unfinished multipart upload, which a
+    lifecycle rule of the bucket should expire.
     """
 
     bucket: str
     prefix: str
-    _connection: PerProcess[tuple[boto3.Session, Any]] = field(
-        default_factory=lambda: PerProcess(_connect), compare=False, repr=False
-    )
+    _process: PerProcess[_Process] = field(compare=False, repr=False)
 
     @classmethod
-    def at(cls, uri: str) -> Self:
+    def at(cls, uri: str, patience: Patience = Patience()) -> Self:  # noqa: B008 (it is frozen)
         """The store at s3://bucket/prefix.
 
         Raises:
@@ -71,14 +67,14 @@ class S3Store:
                 expected="s3://bucket/prefix, the bucket 3 to 63 lower-case letters, digits, '-' and '.'",
             )
         prefix = prefix.rstrip("/")
-        return cls(bucket, prefix and check_key(f"s3://{bucket}", prefix))
+        return cls(bucket, prefix and check_key(f"s3://{bucket}", prefix), PerProcess(partial(_Process, patience)))
 
     @property
     def uri(self) -> str:
         return f"s3://{self.bucket}/{self.prefix}".rstrip("/")
 
     def child(self, name: str) -> "S3Store":
-        return S3Store(self.bucket, self._key(name), self._connection)
+        return S3Store(self.bucket, self._key(name), self._process)
 
     def get(self, key: str) -> bytes:
         return self.get_versioned(key)[0]
@@ -87,24 +83,14 @@ class S3Store:
         with self._telling(key) as client:
             return self._fetch(client, key)
 
-    def get_range(self, key: str, offset: int, length: int, *, version: str | None = None) -> bytes:
-        address = f"{self.uri}/{key}"
-        check_range(address, offset, length)
-        only = {"Range": f"bytes={offset}-{offset + length - 1}"} | ({"IfMatch": version} if version else {})
-        with self._telling(key) as client:
-            try:
-                data, _ = self._fetch(client, key, **only)
-            except ClientError as error:
-                match code_of(error):
-                    case "PreconditionFailed" | "412":
-                        raise rewritten(address, version or "") from error
-                    case "InvalidRange" | "416":
-                        raise short_read(address, offset, length) from error
-                    case _:
-                        raise
-        if len(data) != length:
-            raise short_read(address, offset, length, len(data))
-        return data
+    def get_range(self, key: str, offset: int, length: int, *, version: str | None = None) -> memoryview:
+        return self._range(key, offset, length, version)[0]
+
+    def get_range_versioned(self, key: str, offset: int, length: int) -> tuple[memoryview, str]:
+        return self._range(key, offset, length, None)
+
+    def traffic(self) -> Traffic:
+        return self._process.get().fetcher.traffic()
 
     def stat(self, key: str) -> Stat:
         with self._telling(key) as client:
@@ -170,18 +156,23 @@ class S3Store:
         """The client; what it raises inside leaves as one of our errors, about `key`."""
         connection = None
         try:
-            connection = self._connection.get()
-            yield connection[1]
+            connection = self._process.get().connection
+            yield connection.client
         except (ClientError, BotoCoreError) as error:
             raise told(error, self.bucket, f"{self.prefix}/{key}".strip("/"), connection) from error
 
+    def _range(self, key: str, offset: int, length: int, version: str | None) -> tuple[memoryview, str]:
+        check_range(f"{self.uri}/{key}", offset, length)
+        with self._telling(key):
+            return self._process.get().fetcher.read(Range(self.bucket, self._key(key), offset, length), version)
+
     def _fetch(self, client: Any, key: str, **only: str) -> tuple[bytes, str]:
         """The body of a GET and its version. boto3 repeats what fails before the body, this what fails within."""
-        for attempt in range(1, _ATTEMPTS + 1):
+        for attempt in range(1, ATTEMPTS + 1):
             answer = client.get_object(Bucket=self.bucket, Key=self._key(key), **only)
             try:
                 return answer["Body"].read(), _version(answer)
             except (HTTPClientError, IncompleteReadError):
-                if attempt == _ATTEMPTS:
+                if attempt == ATTEMPTS:
                     raise
         raise AssertionError

@@ -1,7 +1,5 @@
 """What boto3 raises, told as our errors: which bucket, key, endpoint and identity, and what to do."""
 
-from typing import Any
-
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
@@ -16,6 +14,7 @@ from botocore.exceptions import (
 )
 
 from mtl.errors import AccessDenied, NotFound, StoreError
+from mtl.store.s3_connection import Connection
 
 _DENIED = (
     "403",
@@ -44,14 +43,14 @@ def code_of(error: ClientError) -> str:
     return str(error.response.get("Error", {}).get("Code", ""))
 
 
-def told(error: ClientError | BotoCoreError, bucket: str, key: str, connection: tuple[Any, Any] | None) -> StoreError:
+def told(error: ClientError | BotoCoreError, bucket: str, key: str, connection: Connection | None) -> StoreError:
     """The error to raise for `error`, which came of a request for `key` in `bucket`.
 
     Args:
-        connection: boto3 session and client; None where making them failed.
+        connection: what the request was made over; None where making it failed.
     """
     address = f"s3://{bucket}/{key}"
-    endpoint = connection[1].meta.endpoint_url if connection else "an unknown endpoint"
+    endpoint = connection.endpoint if connection else "an unknown endpoint"
     if isinstance(error, ClientError):
         code = code_of(error)
         got = f"{code}: {error.response.get('Error', {}).get('Message') or 'no message'}, from {endpoint}"
@@ -67,7 +66,7 @@ def told(error: ClientError | BotoCoreError, bucket: str, key: str, connection: 
         if code in _DENIED:
             return AccessDenied(
                 f"Access to key '{key}' of bucket '{bucket}' was refused.",
-                got=f"{got}, as {_identity(connection)}",
+                got=f"{got}, as {connection.identity() if connection else 'nobody'}",
                 expected="an identity that may do this",
                 do="check the policy of this identity, that its credentials have not expired, and the clock; without "
                 "s3:ListBucket on the bucket, a key that does not exist is refused like this too",
@@ -81,16 +80,27 @@ def told(error: ClientError | BotoCoreError, bucket: str, key: str, connection: 
             do="give this process one of them",
         )
     if isinstance(error, _CUT_OFF):
-        return StoreError(
-            f"The connection to {endpoint} failed at {address}.",
-            got=f"{type(error).__name__}: {error}",
-            expected="a server that answers",
-            do="check AWS_ENDPOINT_URL, the network, and that the server runs; a server that knows buckets only as "
-            "paths needs `s3 = addressing_style = path` in ~/.aws/config",
-        )
+        return _cut_off(address, endpoint, f"{type(error).__name__}: {error}")
     return StoreError(f"boto3 failed at {address}.", got=f"{type(error).__name__}: {error}")
 
 
-def _identity(connection: tuple[Any, Any] | None) -> str:
-    credentials = connection[0].get_credentials() if connection else None
-    return f"access key {credentials.access_key}" if credentials else "nobody (no credentials were found)"
+def gave_up(address: str, endpoint: str, got: str, *, reached: bool) -> StoreError:
+    """The error for a read that was tried until patience ended; `reached`: the server has answered something before."""
+    if not reached:
+        return _cut_off(address, endpoint, got)
+    return StoreError(
+        f"{address} can not be read now.",
+        got=f"{got}, from {endpoint}",
+        expected="the bytes, or some progress",
+        do="look at the server and the network; the run resumes from its last commit when the command is repeated",
+    )
+
+
+def _cut_off(address: str, endpoint: str, got: str) -> StoreError:
+    return StoreError(
+        f"The connection to {endpoint} failed at {address}.",
+        got=got,
+        expected="a server that answers",
+        do="check AWS_ENDPOINT_URL, the network, and that the server runs; a server that knows buckets only as "
+        "paths needs `s3 = addressing_style = path` in ~/.aws/config",
+    )

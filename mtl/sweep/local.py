@@ -6,6 +6,7 @@ import torch
 
 from mtl.errors import MtlError
 from mtl.job import Job, Result
+from mtl.limit import Limit
 from mtl.runtime import LocalRuntime
 from mtl.session import Says
 from mtl.session import train as owned
@@ -19,9 +20,10 @@ def run(board: Board, console: Says) -> None:
     Raises:
         MtlError: a baseline failed, or storage did.
     """
+    over = Limit(board.config.max_hours, console.line)
     while (trial := board.next()) is not None:
         try:
-            result = _train(board, trial, console)
+            result = _train(board, trial, console, over)
         except MtlError as error:
             board.end(trial.id, "failed", error=str(error))
             continue
@@ -32,7 +34,7 @@ def run(board: Board, console: Says) -> None:
             board.end(trial.id, "finished", val=result["metrics"]["val"], test=result["metrics"]["test"])
 
 
-def _train(board: Board, trial: Trial, console: Says) -> Result:
+def _train(board: Board, trial: Trial, console: Says, over: Limit) -> Result:
     config = board.terms.config_of(trial)
 
     def listen(event: dict[str, Any]) -> None:
@@ -41,5 +43,6 @@ def _train(board: Board, trial: Trial, console: Says) -> Result:
         elif event["kind"] == "note":
             board.tell(trial.id, event["text"])
 
-    with LocalRuntime(gpu=config.resources.gpu, threads=torch.get_num_threads(), listen=listen) as runtime:
+    gpu, threads = config.resources.gpu, torch.get_num_threads()
+    with LocalRuntime(gpu=gpu, threads=threads, listen=listen, over=over) as runtime:
         return owned(config, console, lambda owner: Job(config, runtime, owner).run())

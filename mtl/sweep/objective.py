@@ -2,25 +2,16 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import final
 
 from mtl.config import Config, TaskKind
 from mtl.errors import ConfigError
+from mtl.task_config import METRICS, PLAIN
 
 Metrics = Mapping[str, Mapping[str, float]]
 
 DELTA_M = "delta_m"
-
-_CLASSES = {"accuracy": True, "precision": True, "recall": True, "f1": True, "loss": False}
-
-METRICS: dict[TaskKind, dict[str, bool]] = {
-    "multiclass": _CLASSES,
-    "binary": _CLASSES,
-    "circular": {"error_degrees": False, "within_15_degrees": True, "loss": False},
-    "regression": {"mae": False, "rmse": False, "r2": True, "loss": False},
-}
-"""The metrics of each kind of task, the primary one first, and whether larger is better; mtl/tasks.py computes them."""
 
 
 @final
@@ -31,13 +22,15 @@ class Objective:
     Args:
         metric: delta_m, or TASK/METRIC.
         kinds: of the tasks that are trained, by name.
+        further: the metrics that they have beside those of their kind, and whether larger is better.
     """
 
     metric: str
     kinds: Mapping[str, TaskKind]
+    further: Mapping[str, Mapping[str, bool]] = field(default_factory=dict[str, Mapping[str, bool]])
 
     def __post_init__(self) -> None:
-        known = [DELTA_M, *(f"{task}/{name}" for task, kind in self.kinds.items() for name in METRICS[kind])]
+        known = [DELTA_M, *(f"{task}/{name}" for task in self.kinds for name in self._metrics(task))]
         if self.metric not in known:
             raise ConfigError(
                 "No task produces the metric that the sweep is to select by.",
@@ -52,7 +45,10 @@ class Objective:
         if self.metric == DELTA_M:
             return True
         task, _, name = self.metric.rpartition("/")
-        return METRICS[self.kinds[task]][name]
+        return self._metrics(task)[name]
+
+    def _metrics(self, task: str) -> Mapping[str, bool]:
+        return {**METRICS[self.kinds[task]], **self.further.get(task, {})}
 
     def value(self, metrics: Metrics, single: Mapping[str, float] | None) -> float | None:
         """The value of a trial with these validation metrics; None if it can not be known yet.
@@ -109,7 +105,9 @@ def objective(metric: str, config: Config) -> Objective:
     Raises:
         ConfigError: no task produces it; the message lists what there is.
     """
-    return Objective(metric, {name: task.kind for name, task in config.tasks.items() if task.weight > 0})
+    trained = {name: task for name, task in config.tasks.items() if task.weight > 0}
+    kinds: dict[str, TaskKind] = {name: task.kind for name, task in trained.items()}
+    return Objective(metric, kinds, {name: task.further() for name, task in trained.items()})
 
 
 def primary(kind: TaskKind) -> str:
@@ -126,4 +124,4 @@ def shown(name: str, value: float) -> str:
     """A metric for people."""
     if name == "error_degrees":
         return f"{value:.1f}°"
-    return f"{value:.3g}" if name in ("mae", "rmse", "r2", "loss") else f"{100 * value:.1f} %"
+    return f"{value:.3g}" if name in (*PLAIN, "loss") else f"{100 * value:.1f} %"

@@ -6,9 +6,10 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from mtl.sweep.board import Board
-from mtl.sweep.objective import METRICS, primaries, primary
+from mtl.sweep.objective import primaries, primary
 from mtl.sweep.pareto import gains, on_front
 from mtl.sweep.record import Trial
+from mtl.task_config import METRICS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -32,15 +32,23 @@ class _Struck(nn.Module):
 
 def dies_once(marker: str, at: int) -> nn.Module:
     """Of all processes that get there, the one that makes the file `marker` is killed."""
+    return _Struck(at, lambda: _signal_once(marker, signal.SIGKILL))
 
-    def strike() -> None:
-        try:
-            os.close(os.open(marker, os.O_CREAT | os.O_EXCL))
-        except FileExistsError:
-            return
-        os.kill(os.getpid(), signal.SIGKILL)
 
-    return _Struck(at, strike)
+def stops_once(marker: str, at: int) -> nn.Module:
+    """Of all processes that get there, the one that makes the file `marker`, with its number in it, is stopped."""
+    os.write(1, b"training, says the backbone\n")
+    return _Struck(at, lambda: _signal_once(marker, signal.SIGSTOP))
+
+
+def _signal_once(marker: str, number: signal.Signals) -> None:
+    try:
+        file = os.open(marker, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+    except FileExistsError:
+        return
+    os.write(file, str(os.getpid()).encode())
+    os.close(file)
+    os.kill(os.getpid(), number)
 
 
 def waits(until: str, at: int, pids: str) -> nn.Module:
@@ -55,3 +63,19 @@ def waits(until: str, at: int, pids: str) -> nn.Module:
             time.sleep(0.05)
 
     return _Struck(at, strike, pace_s=0.3)
+
+
+def slow_until(file: str) -> nn.Module:
+    """Takes 0.3 s a step until the file exists."""
+    return _Slow(Path(file))
+
+
+class _Slow(nn.Module):
+    def __init__(self, file: Path) -> None:
+        super().__init__()
+        self.inner, self._file = small(), file
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.training and not self._file.exists():
+            time.sleep(0.3)
+        return self.inner(images)

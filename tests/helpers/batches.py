@@ -1,17 +1,19 @@
 """Batches and trainees made by hand, for tests of the loop in one process."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mtl.balancing import Static
+from mtl.balancing.build import build_balancer
+from mtl.balancing.signals import Ranks, Weigher, build_signal
 from mtl.config import Augment, Optimizer
 from mtl.data.colour import Standardise
 from mtl.data.loader import OK, Batch
 from mtl.data.manifest import Statistics
-from mtl.model import MultiTaskModel
+from mtl.model import Backbone, HardSharing, HeadSpec
 from mtl.optim import build_optimizer
 from mtl.tasks import TaskSpec, build
 from mtl.trainee import Trainee
@@ -40,17 +42,38 @@ def trainee(
     clip_norm: float | None = None,
     frozen_batch_norm: bool = False,
     dtype: torch.dtype = torch.float64,
+    method: str = "static",
+    arguments: Mapping[str, float] | None = None,
+    world_size: int = 1,
+    wrap: Callable[[nn.Module], nn.Module] = lambda model: model,
+    **signal: Any,
 ) -> Trainee:
-    """A small model of the four tasks, ready to train."""
+    """A small model of the four tasks, ready to train; `signal` goes to `build_signal`.
+
+    Args:
+        world_size: ranks that share a step.
+        wrap: makes the module whose backward averages gradients over them.
+    """
     torch.manual_seed(0)
     tasks = specs()
-    model = MultiTaskModel(backbone(), features, {spec.name: spec.outputs for spec in tasks}).to(dtype)
+    heads = HeadSpec({spec.name: spec.outputs for spec in tasks})
+    model = HardSharing(Backbone("test", backbone(), features), heads).to(dtype)
+    parallel = wrap(model)
+    weigher = Weigher(
+        build_balancer(method, len(tasks), 0, arguments),
+        [spec.weight for spec in tasks],
+        tuple(task.kind for task in TASKS.values()),
+        Ranks(world_size, CPU),
+    )
     made = Trainee(
         model=model,
-        parallel=model,
+        parallel=parallel,
         optimizer=build_optimizer(model, optimizer or Optimizer(name="sgd", lr=0.01)),
         specs=tasks,
-        balancer=Static([spec.weight for spec in tasks]),
+        weigher=weigher,
+        signal=build_signal(
+            weigher, model, parallel, tasks=list(TASKS), images=torch.zeros(2, 3, 16, 16, dtype=dtype), **signal
+        ),
         standardise=Standardise(STATISTICS, Augment(size_px=16, eval_resize_px=16), CPU, dtype),
         steps_per_epoch=steps_per_epoch,
         micro_batch=micro_batch,

@@ -60,7 +60,7 @@ def tiny_config(data: Path, storage: Path, name: str = "tiny", **changes: Any) -
         "global_batch": 32,
         "log_every_s": 1e-9,
         "tasks": TASKS,
-        "augment": Augment(size_px=16, crop="padded", contrast=0.1, saturation=0.1, eval_resize_px=16),
+        "augment": Augment(size_px=16, crop="padded", contrast=0.1, saturation=0.1, eval_resize_px=16, pixels="exact"),
         "model": GROUP_NORM,
         "optimizer": Optimizer(name="adam", lr=2e-3, warmup_epochs=0.5, weight_decay=1e-3, clip_norm=5.0),
         "order": Order(lanes=8, block_row_groups=2),

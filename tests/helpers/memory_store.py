@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from mtl.errors import Conflict, NotFound, StoreError
-from mtl.store import Stat
+from mtl.store import Stat, Traffic
+from mtl.store.base import rewritten
 
 T = TypeVar("T")
 
@@ -80,8 +81,15 @@ class MemoryStore:
     def get_range(self, key: str, offset: int, length: int, *, version: str | None = None) -> bytes:
         data, current = self.get_versioned(key)
         if version not in (None, current):
-            raise Conflict(f"{self._uri}/{key} has changed.")
+            raise rewritten(f"{self._uri}/{key}", str(version), current)
         return data[offset : offset + length]
+
+    def get_range_versioned(self, key: str, offset: int, length: int) -> tuple[bytes, str]:
+        data, current = self.get_versioned(key)
+        return data[offset : offset + length], current
+
+    def traffic(self) -> Traffic:
+        return Traffic()
 
     def stat(self, key: str) -> Stat:
         data, version = self.get_versioned(key)

@@ -127,14 +127,20 @@ class StoreContract:
         def check(offset: int, length: int, pinned: str | None) -> None:
             if offset + length <= len(data):
                 assert store.get_range("key", offset, length, version=pinned) == data[offset : offset + length]
+                assert store.get_range_versioned("key", offset, length) == (data[offset : offset + length], version)
             else:
                 with pytest.raises(StoreError, match="ended inside the range"):
                     store.get_range("key", offset, length, version=pinned)
+                with pytest.raises(StoreError, match="ended inside the range"):
+                    store.get_range_versioned("key", offset, length)
 
         check()
         for offset, length in ((-1, 1), (0, 0), (0, -1)):
-            with pytest.raises(StoreError, match="no such range"):
-                store.get_range("key", offset, length)
+            for read in (store.get_range, store.get_range_versioned):
+                with pytest.raises(StoreError, match="no such range"):
+                    read("key", offset, length)
+        traffic = store.traffic()
+        assert (traffic.retries, traffic.throttles) == (0, 0)
 
     @pytest.mark.parametrize("size", [8, LARGE_BYTES])
     def test_pinned_range_of_a_rewritten_object(self, store: Store, size: int) -> None:

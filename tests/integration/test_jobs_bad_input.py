@@ -114,7 +114,7 @@ def test_unknown_key_in_a_file(tmp_path: Path) -> None:
         (lambda m: m["splits"]["val"]["labels"]["object"].update(high=3.0), ["'object'", "'val'", "0 to 2"]),
         (lambda m: m["splits"]["test"].update(rows=0), ["no rows in split 'test'"]),
         (lambda m: m["splits"].pop("val"), ["no rows in split 'val'"]),
-        (lambda m: m.update(format_version=2), ["newer mtl", "format_version 2"]),
+        (lambda m: m.update(format_version=3), ["newer mtl", "format_version 3"]),
         (lambda m: m.pop("splits"), ["manifest.json is damaged"]),
     ],
 )

@@ -66,7 +66,7 @@ def test_two_workers_give_the_result_of_one_process(
     scratch = tmp_path / "scratch"
 
     @contextmanager
-    def kept(**_: str) -> Generator[str]:
+    def kept(**_: object) -> Generator[str]:
         scratch.mkdir()
         yield str(scratch)
 
@@ -115,6 +115,36 @@ def test_more_workers_than_the_cluster_has_room_for(data: Path, tmp_path: Path, 
     assert "Traceback" not in done.said
     assert all(text in done.err for text in ("got:      4 CPUs", "expected: 6 CPUs for 2 workers", "do: "))
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.fixture
+def occupied() -> Iterator[None]:
+    """Somebody else has three of the cluster's four CPUs."""
+    import ray
+
+    from tests.helpers.nodes import occupy
+
+    other = occupy(num_cpus=3)
+    yield
+    ray.kill(other)
+
+
+@pytest.mark.usefixtures("occupied")
+def test_workers_are_not_waited_for_for_ever(data: Path, tmp_path: Path) -> None:
+    config = tiny_config(data, tmp_path / "runs", resources=Resources(workers=2, pending_deadline_s=3))
+    with pytest.raises(ResourceError, match="could not be had in time") as caught:
+        trained(config)
+    assert caught.value.got == "none after 3 s; the cluster has 4 CPUs (1 free)"
+    assert (record(config)["status"], record(config)["owner"]) == ("failed", None)
+
+
+@pytest.mark.usefixtures("occupied")
+def test_a_job_whose_time_is_over_does_not_wait_for_workers(data: Path, tmp_path: Path) -> None:
+    config = tiny_config(data, tmp_path / "runs", max_hours=3 / 3600)
+    result, said = trained(config)
+    assert result == {"status": "stopped", "steps": 0}
+    assert "the time of this job is over" in said
+    assert RunConsole(io.StringIO()).conclude(config, result) == 143
 
 
 def alive(pids: Path) -> list[str]:

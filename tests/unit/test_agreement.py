@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mtl.agreement import Agreed, Every, agreed_batches
-from mtl.data.loader import EMPTY, QUARANTINED, Batch, Loader
+from mtl.agreement import Agreed, Every, agreed_batches, present
+from mtl.blame import Sums
+from mtl.data.loader import EMPTY, QUARANTINED, Batch, Cost, Loader
 from mtl.runtime import LocalRuntime, Runtime
 from tests.helpers.batches import batch, hide, specs
 from tests.helpers.ranks import Group, values
@@ -41,7 +42,7 @@ class Recorded:
             return self._sums
 
 
-def agreed(batches: list[Batch], log: list[str], **flags: bool) -> Iterator[tuple[Batch, Agreed, float]]:
+def agreed(batches: list[Batch], log: list[str], **flags: bool) -> Iterator[tuple[Batch, Agreed, Sums]]:
     return agreed_batches(
         cast("Loader", batches),
         specs(),
@@ -73,11 +74,50 @@ def test_counts_are_of_labels_that_are_there() -> None:
     hide(made, "object", [0, 1])
     hide(made, "amount", slice(None))
     made.status[2], made.status[3] = QUARANTINED, EMPTY
-    ((_, known, waited_s),) = agreed([made], [], commit=True)
+    ((_, known, waits),) = agreed([made], [], commit=True)
     assert known.counts.tolist() == [4, 6, 6, 0]
     assert (known.samples, known.quarantined) == (5, 1)
     assert (known.stop, known.commit, known.log) == (False, True, False)
-    assert waited_s >= 0
+    assert waits.samples == 5
+    assert known.waits_s.tolist() == [pytest.approx(waits.storage_s + waits.decode_s)]
+
+
+def test_a_wait_is_split_as_the_threads_spent_their_time() -> None:
+    made = batch(3)
+    made.cost = Cost(reading_s=3, making_s=1, cpu_s=0.9, fetching_s=5, fetched_bytes=700)
+
+    def slowly() -> Iterator[Batch]:
+        time.sleep(0.02)
+        yield made
+
+    ((_, _, waits),) = agreed_batches(
+        cast("Loader", slowly()),
+        specs(),
+        cast("Runtime", Recorded([])),
+        stop=lambda: False,
+        commit=lambda: False,
+        log=lambda: False,
+    )
+    assert waits.storage_s >= 0.015
+    assert waits.storage_s == pytest.approx(3 * waits.decode_s)
+    assert (waits.cpu_s, waits.fetching_s, waits.fetched_bytes) == (0.9, 5, 700)
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=9))
+def test_empty_slots_are_left_out(filled: list[bool]) -> None:
+    made = batch(len(filled))
+    made.status[[not there for there in filled]] = EMPTY
+    got = present(made)
+    if not any(filled):
+        assert got.status.tolist() == [EMPTY]
+        return
+    assert got is made or not all(filled)
+    assert got.images.tolist() == made.images[filled].tolist()
+    assert got.colour.tolist() == made.colour[filled].tolist()
+    assert {task: v.tolist() for task, v in got.labels.items()} == {
+        task: v[filled].tolist() for task, v in made.labels.items()
+    }
+    assert (got.step, got.ledger) == (made.step, made.ledger)
 
 
 def ranks_agree() -> list[Any]:
@@ -87,6 +127,7 @@ def ranks_agree() -> list[Any]:
         if runtime.rank == 1:
             hide(batches[1], "kind", slice(None))
             batches[2].status[:] = EMPTY
+            batches[0].cost = Cost(reading_s=1)
         found = agreed_batches(
             cast("Loader", batches),
             specs(),
@@ -95,14 +136,14 @@ def ranks_agree() -> list[Any]:
             commit=lambda: runtime.rank == 1,
             log=lambda: runtime.rank == 0,
         )
-        return [[a.counts.tolist(), a.samples, a.stop, a.commit, a.log] for _, a, _ in found]
+        return [[len(a.waits_s), a.counts.tolist(), a.samples, a.stop, a.commit, a.log] for _, a, _ in found]
 
 
 def test_all_ranks_know_the_same(tmp_path: Path) -> None:
     first, second = values(Group(tmp_path / "ranks", 2, ranks_agree).wait())
     # Any rank may ask to stop; only rank 0 says when to commit and to log.
     flags = [True, False, True]
-    assert first == second == [[[8] * 4, 8, *flags], [[8, 4, 8, 8], 8, *flags], [[8] * 4, 4, *flags]]
+    assert first == second == [[2, [8] * 4, 8, *flags], [2, [8, 4, 8, 8], 8, *flags], [2, [8] * 4, 4, *flags]]
 
 
 def test_every_is_due_once_a_period(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import subprocess
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ from ray.autoscaler._private.command_runner import SSHCommandRunner
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from mtl.errors import AccessDenied, NotFound
+from mtl.on_ray import spot
 from mtl.on_ray.cluster import ENVIRONMENT, labels
 from mtl.recipes import get
 from mtl.store import open_store
@@ -190,6 +192,27 @@ def test_nodes_are_set_up_once_from_the_lock_file(cluster: dict[str, Any], tmp_p
     assert (home / ".ray" / "auth_token").stat().st_mode & 0o777 == 0o600
     (line,) = (home / ".bashrc").read_text().splitlines()
     assert line == "export PATH=$HOME/mtl/venv/bin:$PATH RAY_AUTH_MODE=token"
+
+
+def test_workers_watch_for_the_end_of_their_instance(cluster: dict[str, Any], tmp_path: Path) -> None:
+    """The command that starts the watcher, run by a real shell; it returns though the watcher stays."""
+    assert (ROOT / cluster["file_mounts"]["~/mtl/spot.py"]).samefile(spot.__file__)
+    python = tmp_path / "mtl" / "venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f"#!/bin/sh\nsleep 0.2\necho $RAY_AUTH_MODE $@\necho > {tmp_path}/done\n")
+    python.chmod(0o755)
+    *_, start, command = cluster["worker_start_ray_commands"]
+    assert "ray start" in start
+    environment = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin", "RAY_HEAD_IP": "10.0.0.1"}
+    done = subprocess.run(["bash", "-c", f"true && ({command})"], env=environment, capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    assert not (tmp_path / "done").exists()
+    for _ in range(500):
+        if (tmp_path / "done").exists():
+            break
+        time.sleep(0.02)
+    said = (tmp_path / "mtl" / "spot.log").read_text()
+    assert said.strip() == f"token {tmp_path}/mtl/spot.py --address 10.0.0.1:6379"
 
 
 def test_the_head_is_reached_by_its_id_through_session_manager(cluster: dict[str, Any]) -> None:

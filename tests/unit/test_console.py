@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtl.console import RunConsole, clock, counted, progress_line
+from mtl.console import RunConsole, clock, counted, goodput_line, progress_line
 from tests.helpers.jobs import tiny_config
 
 PROGRESS: dict[str, Any] = {
@@ -17,7 +17,7 @@ PROGRESS: dict[str, Any] = {
     "steps": 93000,
     "epoch": 0.129,
     "images_per_s": 1234.5,
-    "data_wait": 0.034,
+    "blame": {"storage": 0.61, "decode": 0.034, "copy": 0.002, "straggler": 0.0, "commit": 0.0, "compute": 0.354},
     "lr": 0.00123,
     "loss": {"shape": 1.5, "angle": 0.25},
     "skipped": 0,
@@ -48,16 +48,33 @@ def shown(*events: dict[str, Any]) -> list[str]:
 
 def test_progress_says_how_far_and_how_long() -> None:
     assert progress_line(PROGRESS) == (
-        "step 1,200/93,000  1:02:05 left  epoch 0.13  1,234 images/s  data wait 3%  lr 0.0012  "
+        "step 1,200/93,000  1:02:05 left  epoch 0.13  1,234 images/s  waits 65% (storage 61%, decode 3%)  lr 0.0012  "
         "loss: shape 1.500  angle 0.250"
     )
+    busy = {**PROGRESS, "blame": {"storage": 0.001, "compute": 0.999}}
+    assert "images/s  waits 0%  lr" in progress_line(busy)
     assert progress_line({**PROGRESS, "skipped": 2, "quarantined": 3}).endswith("skipped 2  quarantined 3")
 
 
+def test_goodput_names_what_restarts_cost() -> None:
+    result: dict[str, Any] = {"goodput": 0.874, "useful_s": 83.0, "wall_s": 95.0, "restarts": []}
+    assert goodput_line(result) == "goodput 87%: 1:23 of steps in 1:35"
+    restarts = [
+        {"attempt": 2, "cause": "preempted", "replayed_s": 12.4},
+        {"attempt": 3, "cause": "hang", "replayed_s": 0},
+    ]
+    assert goodput_line({**result, "restarts": restarts}) == (
+        "goodput 87%: 1:23 of steps in 1:35; 2 restarts: preempted (12 s replayed), hang (0 s replayed)"
+    )
+
+
 def test_each_event_is_one_line() -> None:
-    evaluation = {"kind": "evaluation", "split": "val", "epoch": 3, "metrics": METRICS}
+    evaluation = {"kind": "evaluation", "split": "val", "epoch": 3, "rows": 24, "quarantined": 0, "metrics": METRICS}
     commit = {"kind": "commit", "step": 1200, "seconds": 0.26}
+    blame = {"kind": "blame", "text": "epoch 1: compute-bound"}
+    assert shown(blame) == ["epoch 1: compute-bound"]
     note = {"kind": "note", "text": "attempt 1: [5] parameters"}
+    assert shown({**evaluation, "quarantined": 2})[0].endswith("amount 0.123  (2 of 24 rows quarantined)")
     assert shown(PROGRESS, evaluation, commit, note)[1:] == [
         "val after epoch 3: shape 50.0 %  angle 12.3°  amount 0.123",
         "commit at step 1,200 (0.3 s)",

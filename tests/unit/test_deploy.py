@@ -12,6 +12,7 @@ import pytest
 import ray
 import yaml
 from packaging.specifiers import SpecifierSet
+from ray._private import ray_constants
 
 from mtl.arguments import parse
 from mtl.errors import StoreError
@@ -22,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
 DOCKERFILE = DEPLOY / "Dockerfile"
 RAYJOB = DEPLOY / "rayjob.yaml"
+DRAIN_TIMEOUT = "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
 FILES = [ROOT / "cluster.yaml", *sorted(path for path in DEPLOY.iterdir() if path.is_file())]
 
 
@@ -126,6 +128,7 @@ _POD = {
     "spec": {
         "serviceAccountName": str,
         "securityContext": {"runAsNonRoot": bool, "runAsUser": int, "seccompProfile": {"type": str}},
+        "terminationGracePeriodSeconds": int,
         "nodeSelector": {...: str},
         "tolerations": [{"key": str, "operator": str, "effect": str}],
         "containers": [_CONTAINER],
@@ -190,6 +193,14 @@ def test_the_job_fits_the_pods_it_gets(job: dict[str, Any]) -> None:
     assert int(limits["nvidia.com/gpu"]) == per_pod
     assert int(limits["cpu"]) >= per_pod * resources.cpus_per_worker
     assert job["rayClusterSpec"]["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+
+
+def test_a_pod_told_to_go_drains_its_node_within_its_grace_period(job: dict[str, Any]) -> None:
+    (group,) = job["rayClusterSpec"]["workerGroupSpecs"]
+    (container,) = group["template"]["spec"]["containers"]
+    (drain_s,) = [item["value"] for item in container["env"] if item["name"] == DRAIN_TIMEOUT]
+    assert 60 <= int(drain_s) <= group["template"]["spec"]["terminationGracePeriodSeconds"] - 10
+    assert hasattr(ray_constants, DRAIN_TIMEOUT), "Ray no longer reads it"
 
 
 def test_a_bucket_left_blank_stops_the_job_at_once(job: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from mtl import job, local
 from mtl.attempt import begin_attempt
 from mtl.config import Checkpoint, Config
 from mtl.console import RunConsole
-from mtl.errors import CheckpointError, RunLost, StoreError
+from mtl.errors import CheckpointError, ConfigError, RunLost, StoreError
 from mtl.job import Job
 from mtl.record import Record, read
 from mtl.runtime import LocalRuntime, Runtime
@@ -73,8 +73,8 @@ def test_a_run_from_beginning_to_end(make: Callable[..., Config]) -> None:
     config = make()
     events = run(config)
     assert [event["kind"] for event in events if event["kind"] != "progress"] == [
-        *("note", "evaluation", "commit"),
-        *("evaluation", "commit", "evaluation"),
+        *("note", "blame", "evaluation", "commit"),
+        *("blame", "evaluation", "commit", "blame", "evaluation"),
     ]
     result = result_of(config)
     assert (result["status"], result["steps"], result["epochs"]) == ("finished", 6, 2.0)
@@ -86,7 +86,12 @@ def test_a_run_from_beginning_to_end(make: Callable[..., Config]) -> None:
     record = record_of(config)
     assert [(c.step, c.epoch, c.samples) for c in record.checkpoints] == [(6, 2, 192), (3, 1, 96)]
     attempt = json.loads(store_of(config).get("attempts/1.json"))
-    assert (attempt["attempt"], attempt["step"], attempt["workers"]) == (1, 0, 1)
+    assert (attempt["attempt"], attempt["step"], attempt["workers"], attempt["after"]) == (1, 0, 1, None)
+    assert (
+        0 < result["useful_s"] == attempt["useful_s"] < result["wall_s"] + 1
+    )  # of its beginning only seconds are kept
+    assert result["goodput"] == result["useful_s"] / result["wall_s"]
+    assert result["restarts"] == []
     evaluations = {at: row for at, row in rows(config).items() if row.get("kind") == "evaluation"}
     assert [at[1:] for at in cast("list[tuple[Any, ...]]", list(evaluations))] == [(1, "val"), (2, "val"), (2, "test")]
     assert evaluations[None, 2, "test"]["metrics"] == result["metrics"]["test"]
@@ -100,6 +105,15 @@ def test_training_learns_something(make: Callable[..., Config]) -> None:
     first, last = (rows(config)[None, epoch, "val"]["metrics"] for epoch in (1, 8))
     assert all(last[task]["loss"] < first[task]["loss"] for task in ("object", "kind", "angle", "amount"))
     assert last["kind"]["accuracy"] > 0.8
+
+
+def test_a_job_whose_time_is_over_stops(make: Callable[..., Config]) -> None:
+    said = io.StringIO()
+    result = local.train(make(max_hours=1e-9), RunConsole(said))
+    assert (result["status"], result["steps"]) == ("stopped", 0)
+    assert "the time of this job is over" in said.getvalue()
+    assert record_of(make()).status == "stopped"
+    assert local.train(make(), RunConsole(said))["status"] == "finished"
 
 
 class Crash(Exception):
@@ -136,6 +150,20 @@ def test_a_damaged_commit_is_left_out_loudly(make: Callable[..., Config], monkey
     assert_same_run(config, whole)
 
 
+def test_useful_time_is_that_of_the_commit_which_was_resumed(
+    make: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make()
+    crash_at_step(monkeypatch, 6)
+    with pytest.raises(Crash):
+        run(config)
+    first = json.loads(store_of(config).get("attempts/1.json"))
+    run(config)
+    second = json.loads(store_of(config).get("attempts/2.json"))
+    assert 0 < first["useful_s"] < second["useful_s"] == result_of(config)["useful_s"]
+    assert first["job"] != second["job"]
+
+
 def test_only_damaged_commits_are_an_error(make: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
     config = make()
     crash_at_step(monkeypatch, 6)
@@ -162,6 +190,32 @@ def test_another_model_is_refused(make: Callable[..., Config], monkeypatch: pyte
         run(make())
     with pytest.raises(CheckpointError, match="another model"):
         run(make(model=SMALL.model_copy(update={"head_hidden": 3})))
+
+
+def test_initial_weights_are_read_once(make: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
+    run(make())
+    file = Path(make().storage) / "tiny" / record_of(make()).checkpoints[0].path / "model.safetensors"
+    pretrained = SMALL.model_copy(update={"init_from": str(file)})
+    tasks = {**make().tasks, "other": make().tasks["kind"]}
+    crash_at_step(monkeypatch, 6)
+    config = make("tuned", model=pretrained, tasks=tasks)
+    with pytest.raises(Crash):
+        run(config)
+    file.unlink()
+    told = notes(run(config))
+    assert not any("loaded" in text for text in told), "a resumed run goes on from its checkpoint"
+    assert any(text.startswith("resumed") for text in told)
+    with pytest.raises(ConfigError, match="can not be read"):
+        run(make("again", model=pretrained))
+
+
+def test_what_initial_weights_leave_out_is_said(make: Callable[..., Config]) -> None:
+    run(make())
+    file = Path(make().storage) / "tiny" / record_of(make()).checkpoints[0].path / "model.safetensors"
+    tasks = {**make().tasks, "other": make().tasks["kind"]}
+    told = notes(run(make("tuned", model=SMALL.model_copy(update={"init_from": str(file)}), tasks=tasks, epochs=1)))
+    assert any(f"tensors loaded from {file}" in text for text in told)
+    assert any("the file has none: heads.other.out.weight" in text for text in told)
 
 
 def test_more_epochs_go_on_from_an_unfinished_run(make: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from mtl.agreement import present
 from mtl.config import Checkpoint, Config, Model, Optimizer, Order
 from mtl.config import Loader as LoaderConfig
 from mtl.data.colour import Standardise
@@ -33,7 +34,7 @@ AFTER = [*EPOCH, "commit 5"]
 
 
 def step(made: Trainee, one: Batch) -> torch.Tensor | None:
-    return train_step(made, one, counts(one), 1, CPU)
+    return train_step(made, one, counts(one), CPU)
 
 
 def parameters(made: Trainee) -> dict[str, torch.Tensor]:
@@ -120,8 +121,8 @@ def test_ranks_share_a_step() -> None:
     step(whole, one)
     found: list[dict[str, torch.Tensor]] = []
     for half in (slice(0, 6), slice(6, 12)):
-        part = trainee()
-        train_step(part, rows(one, half), counts(one), 2, CPU)
+        part = trainee(world_size=2)
+        train_step(part, rows(one, half), counts(one), CPU)
         found.append(gradients(part))
     assert_close({name: (found[0][name] + found[1][name]) / 2 for name in found[0]}, gradients(whole))
 
@@ -143,7 +144,7 @@ def test_a_step_without_finite_gradient_leaves_no_trace() -> None:
 
 def test_a_loss_that_overflows_skips_the_step_though_its_gradient_would_be_finite() -> None:
     made = trainee(dtype=torch.float32)
-    head = made.model.get_submodule("heads.amount.0")
+    head = made.model.get_submodule("heads.amount.out")
     assert isinstance(head, nn.Linear)
     with torch.no_grad():
         head.bias.fill_(1e20)  # squared, it leaves float32
@@ -182,12 +183,12 @@ class Scripted:
 
 
 class Journal:
-    """A rank by itself, asked to stop at question number `stop_at`, and what its training tells."""
+    """A rank by itself, asked to stop and to commit at questions of these numbers, and what its training tells."""
 
     rank, world_size, device = 0, 1, CPU
 
-    def __init__(self, stop_at: int | None = None) -> None:
-        self._stop_at, self._asked = stop_at, 0
+    def __init__(self, stop_at: int | None = None, commit_at: tuple[int, ...] = ()) -> None:
+        self._stop_at, self._commit_at, self._asked = stop_at, commit_at, 0
         self.told: list[str] = []
         self.events: list[dict[str, Any]] = []
         self.rows: list[dict[str, Any]] = []
@@ -208,6 +209,9 @@ class Journal:
     def stop_requested(self) -> bool:
         self._asked += 1
         return self._stop_at is not None and self._asked > self._stop_at
+
+    def commit_requested(self) -> bool:
+        return self._asked - 1 in self._commit_at
 
     def emit(self, event: dict[str, Any]) -> None:
         self.events.append(event)
@@ -269,6 +273,14 @@ def test_a_stop_commits_what_was_done(stop_at: int, told: list[str]) -> None:
     assert journal.told == told
 
 
+def test_a_commit_that_is_asked_for_ends_nothing() -> None:
+    journal = Journal(commit_at=(0, 2, 3, 4))
+    finished, position = journal.train(batches(*range(8)))
+    assert (finished, position.step) == (True, 8)
+    # Of the start there is nothing to commit; of step 4, the end of the epoch, there is a commit already.
+    assert journal.told == ["commit 2", "commit 3", "epoch 1", "commit 4", "epoch 2", "commit 8"]
+
+
 def test_commits_come_by_time_and_never_twice() -> None:
     journal = Journal()
     journal.train(batches(*range(8)), checkpoint=Checkpoint(every_s=1e-9))
@@ -303,6 +315,29 @@ def test_every_step_logs_where_that_is_asked_for() -> None:
     assert [row["step"] for row in journal.rows] == [*range(1, 9)]
     rates = [row["lr"] for row in journal.rows]
     assert rates == sorted(rates, reverse=True)
+
+
+def test_time_is_blamed_in_every_row_and_in_words_at_each_end() -> None:
+    journal = Journal()
+    journal.train(batches(*range(8)))
+    for row in journal.rows:
+        assert sum(row["blame"].values()) == pytest.approx(1)
+        assert row["ceiling"] == {}  # batches made by hand cost nothing
+    said = [event["text"] for event in journal.events if event["kind"] == "blame"]
+    assert all("-bound: " in text for text in said)
+    assert [text.partition(" ")[0] for text in said] == ["epoch", "epoch", "all"]
+
+
+def test_ranks_of_different_size_see_no_blank_rows_in_their_batch_norm() -> None:
+    """What a rank with empty slots leaves in its statistics is what its samples alone leave."""
+    padded, alone = trainee(partial(small, "batch")), trainee(partial(small, "batch"))
+    one = batch(8)
+    one.images[6:], one.status[6:] = 0, EMPTY
+    for task in TASKS:
+        hide(one, task, slice(6, 8))
+    step(padded, present(one))
+    step(alone, rows(one, slice(0, 6)))
+    assert_close(parameters(padded), parameters(alone))
 
 
 def test_skipped_steps_are_counted_and_told() -> None:
@@ -354,7 +389,9 @@ def test_evaluation_counts_every_row_once() -> None:
     runtime = cast("Runtime", Journal())
 
     def evaluated(parts: list[Batch], rows: int) -> dict[str, dict[str, float]]:
-        return evaluate(made.model, specs(), cast("Loader", Scripted(parts)), standardise, runtime, rows)
+        found = evaluate(made.model, specs(), cast("Loader", Scripted(parts)), standardise, runtime, rows)
+        assert found.quarantined == sum(int((part.status == QUARANTINED).sum()) for part in parts)
+        return found.metrics
 
     whole = evaluated([one], 7)
     assert {name: metrics["labels"] for name, metrics in whole.items()} == {
@@ -368,5 +405,7 @@ def test_evaluation_counts_every_row_once() -> None:
     for name, metrics in whole.items():
         assert split[name] == pytest.approx(metrics, rel=1e-12)
     assert not made.model.training
+    one.status[4] = QUARANTINED
+    evaluated([one], 7)
     with pytest.raises(DataError, match="every row once"):
         evaluated([one], 8)

@@ -17,6 +17,7 @@ OPTIMIZERS: dict[str, Callable[[list[dict[str, object]]], Optimizer]] = {
     "adam": lambda groups: Adam(groups, lr=1e-3, betas=(0.85, 0.995), amsgrad=True),
     "adamw": lambda groups: AdamW(groups, lr=1e-3, foreach=False),
     "fused": lambda groups: AdamW(groups, lr=1e-3, fused=True),
+    "fused momentum": lambda groups: SGD(groups, lr=0.1, momentum=0.9, nesterov=True, fused=True),
 }
 
 

@@ -65,7 +65,8 @@ def test_a_plan_says_the_arithmetic(data: Path, tmp_path: Path) -> None:
     text = "\n".join(plan.describe(config))
     assert "tiny: 96 training images, 4 labels" in text
     assert "32 = 2 workers x 16; 3 steps an epoch, 6 in all" in text
-    assert "4 lanes, balance 100%" in text
+    assert "4 lanes, balance 100% with 2, 100% with 1, 2, 4, at worst 67% with 3" in text
+    assert "MB a worker, for reading and decoding" in text
 
 
 def test_a_local_run_is_one_worker_whatever_is_asked_of_ray(
@@ -80,13 +81,15 @@ def test_a_local_run_is_one_worker_whatever_is_asked_of_ray(
 
 
 def test_balance_counts_idle_lanes(data: Path, tmp_path: Path) -> None:
+    local = {"batch_norm": "local", "backbone": "resnet18"}
+
     def plan(workers: int) -> Plan:
         resources = Resources(workers=workers)
-        model = {"batch_norm": "local", "backbone": "resnet18"}
-        return check(tiny_config(data, tmp_path, resources=resources, model=model))
+        return check(tiny_config(data, tmp_path, resources=resources, model=local))
 
-    assert [plan(workers).balance for workers in (1, 2, 3, 4)] == [1, 1, 4 / 6, 1]
-    assert plan(1).resident_bytes >= plan(2).resident_bytes >= plan(4).resident_bytes > 0
+    with_three = plan(3).describe(tiny_config(data, tmp_path, resources=Resources(workers=3), model=local))
+    assert any("balance 67% with 3, 100% with 1, 2, 4, at worst 67% with 3" in line for line in with_three)
+    assert plan(1).memory.total >= plan(2).memory.total >= plan(4).memory.total > 0
 
 
 @pytest.mark.parametrize(
@@ -116,7 +119,7 @@ def test_tasks_that_do_not_fit_the_data_set(
         (lambda m: m["splits"]["train"]["labels"]["angle"].update(valid=0, nulls=96), ("'angle'", "96 rows")),
         (lambda m: m["splits"]["val"].update(rows=0), ("'val'", "an empty split")),
         (lambda m: m["splits"].pop("test"), ("'test'", "splits train, val")),
-        (lambda m: m.update(format_version=2), ("newer mtl", "format_version 2", "at most 1")),
+        (lambda m: m.update(format_version=3), ("newer mtl", "format_version 3", "at most 2")),
         (lambda m: m.pop("fingerprint"), ("manifest.json is damaged", "fingerprint")),
         (lambda m: m.pop("format_version"), ("manifest.json is damaged", "format_version")),
     ],
@@ -152,6 +155,26 @@ def test_fewer_rows_than_a_global_batch(data: Path, tmp_path: Path) -> None:
 def test_read_ahead_that_does_not_fit(data: Path, tmp_path: Path) -> None:
     error = refused(tiny_config(data, tmp_path, loader=Loader(memory_gb=1e-5)), ConfigError)
     assert "1e-05" in str(error.expected)
+    assert " use " not in str(error.do)
+
+
+def test_it_is_said_how_many_workers_would_fit(tmp_path: Path) -> None:
+    tiny(tmp_path / "many", row_group_bytes=1_500)
+
+    def config(workers: int, memory_gb: float) -> Config:
+        return tiny_config(
+            tmp_path / "many",
+            tmp_path,
+            order=Order(lanes=4, block_row_groups=1),
+            loader=Loader(memory_gb=memory_gb, prefetch_batches=1),
+            resources=Resources(workers=workers),
+        )
+
+    one, two = (check(config(workers, 1)).memory.total for workers in (1, 2))
+    assert two < one
+    between = (one + two) / 2e9
+    assert check(config(2, between)).memory.total == two
+    assert "use 2 workers" in str(refused(config(1, between), ConfigError).do)
 
 
 def test_another_configuration_is_refused_with_the_difference(data: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from mtl import recipes
 from mtl.arguments import parse
 from mtl.config import parse as parse_yaml
-from mtl.data.labels import Derivation
+from mtl.data.derivation import Derivation
 from mtl.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]

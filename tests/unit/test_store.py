@@ -18,6 +18,7 @@ from moto.server import ThreadedMotoServer
 from mtl.errors import AccessDenied, Conflict, MtlError, NotFound, StoreError
 from mtl.store import LocalStore, Store, open_store
 from mtl.store.arrow import ArrowStore
+from mtl.store.patience import Patience
 from mtl.store.s3 import S3Store
 from tests.helpers.store_contract import LARGE_BYTES, StoreContract
 
@@ -369,9 +370,21 @@ class TestS3Answers:
         assert open_store("s3://runs/a").get_versioned("key") == (b"data", "tag")
 
     def test_body_cut_short_twice_is_told(self, scripted: Scripted) -> None:
-        scripted.answers = [(206, "da", 4)]
+        scripted.answers = [(200, "da", 4)]
         with pytest.raises(StoreError, match=r"connection to .* failed at s3://runs/a/key"):
-            open_store("s3://runs/a").get_range("key", 0, 4)
+            open_store("s3://runs/a").get("key")
+
+    def test_range_that_a_server_sends_from_another_start_is_dropped(self, scripted: Scripted) -> None:
+        """It sends the first half, then, asked for the rest, the beginning again, then all."""
+        scripted.answers = [(206, "da", 4), (206, "data", 4), (206, "data", 4)]
+        assert open_store("s3://runs/a").get_range("key", 0, 4) == b"data"
+
+    def test_whole_object_in_place_of_a_range_is_refused(self, scripted: Scripted) -> None:
+        scripted.answers = [(200, "data and more", None)]
+        with pytest.raises(StoreError, match="not the range which was asked for"):
+            S3Store.at("s3://runs/a", Patience(total_s=0.2, backoff_s=0.01)).get_range("key", 0, 4)
+        scripted.answers = [(200, "data", None)]
+        assert open_store("s3://runs/a").get_range("key", 0, 4) == b"data"
 
     def test_range_with_fewer_bytes_than_asked(self, scripted: Scripted) -> None:
         scripted.answers = [(206, "da", None)]

@@ -1,16 +1,16 @@
 import math
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtl.config import Task
+from mtl.config import Task, TaskKind
 from mtl.errors import ConfigError
 from mtl.metrics import delta_m
-from mtl.sweep.objective import METRICS, Objective, objective, primary, shown
-from mtl.tasks import TaskSpec, build
+from mtl.sweep.objective import Objective, objective, primary, shown
+from mtl.task_config import BY_SCORE, FURTHER, METRICS
 from tests.helpers.jobs import tiny_config
+from tests.helpers.specs import labelled
 
 KINDS = {"object": "multiclass", "angle": "circular"}
 SINGLE = {"object": 0.8, "angle": 20.0}
@@ -20,17 +20,21 @@ def measured(object_: float, angle: float) -> dict[str, dict[str, float]]:
     return {"object": {"accuracy": object_, "loss": 1.0}, "angle": {"error_degrees": angle, "loss": 1.0}}
 
 
-def spec(kind: str) -> TaskSpec:
-    return build("t", Task(kind=kind, label="t"), classes=("a", "b", "c"), low=0.0, high=1.0)
-
-
 @pytest.mark.parametrize("kind", METRICS)
-def test_the_metrics_of_each_kind_are_those_that_its_task_computes(kind: str) -> None:
-    task = spec(kind)
-    label = torch.tensor([0, 1, 1]) if task.integer else torch.tensor([0.1, 0.5, 0.9])
-    sums = task.tally(torch.randn(3, task.outputs), label)
-    assert set(METRICS[kind]) == {*task.summary(sums), "loss"}
+def test_the_metrics_of_each_kind_are_those_that_its_task_computes(kind: TaskKind) -> None:
+    task, output, label = labelled(Task(kind=kind, label="t"), 9)
+    assert set(METRICS[kind]) == {*task.summary(task.tally(output, label)), "loss"}
     assert task.primary == (primary(kind), METRICS[kind][primary(kind)])
+    asked = Task(kind=kind, label="t", metrics=tuple(FURTHER[kind]))
+    task, output, label = labelled(asked, 9)
+    found = {*task.summary(task.tally(output, label))} | ({*BY_SCORE} if task.scores(output, label) else set())
+    assert {*METRICS[kind], *asked.further()} == {*found, "loss"}
+
+
+def test_a_further_metric_can_be_selected_by() -> None:
+    task = Task(kind="multiclass", label="object", metrics=("ece",))
+    chosen = objective("object/ece", tiny_config("data", "runs", tasks={"object": task}))
+    assert chosen.score(0.1) > chosen.score(0.2)
 
 
 def test_delta_m_counts_a_fall_of_an_error_as_a_gain() -> None:

@@ -49,6 +49,13 @@ def test_permutations_are_permutations(seed: int, n: int) -> None:
     assert sorted(permutation(seed, n).tolist()) == list(range(n))
 
 
+@pytest.mark.parametrize(("seed", "n"), [(34, 1_000_000), (0, 65_535), (1, 65_536), (2, 65_537), (3, 1), (4, 0)])
+def test_a_permutation_is_the_order_of_the_hashes(seed: int, n: int) -> None:
+    """Of a million numbers, two have hashes that differ in their low bits only (seed 34, found by trying)."""
+    expected = np.argsort(hashes(seed, np.arange(n, dtype=np.uint64)), kind="stable")
+    np.testing.assert_array_equal(permutation(seed, n), expected)
+
+
 @given(SEEDS, SEEDS)
 def test_other_seeds_permute_otherwise(seed: int, other: int) -> None:
     assert (permutation(seed, 64).tolist() == permutation(other, 64).tolist()) == (seed == other)

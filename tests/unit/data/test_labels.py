@@ -3,11 +3,13 @@
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtl.data.labels import Derivation, check_name, encode, parse_kinds, sort_classes
+from mtl.data.derivation import Derivation
+from mtl.data.labels import Value, check_name, encode, parse_kinds, sort_classes
 from mtl.data.manifest import Label
 from mtl.errors import ConfigError, DataError
 
@@ -136,3 +138,49 @@ def test_a_map_that_does_not_exist(tmp_path: Path) -> None:
 def test_angles_stop_before_a_full_turn() -> None:
     with pytest.raises(DataError):
         encode("x", [repr(2 * math.pi)], "angle", where)
+
+
+CATS = ("cat", "dog", "owl")
+
+
+@pytest.mark.parametrize(
+    ("cells", "kind", "label", "values"),
+    [
+        (["cat|dog", "|", "", "?owl|cat"], None, Label(kind="set", classes=CATS), [(0, 1), (), None, (-3, 0)]),
+        (["mid", "low"], "class:low|mid|high", Label(kind="class", classes=("low", "mid", "high")), [1, 0]),
+        (["0.5 2", "", "-1 1e3"], None, Label(kind="vector", classes=("0", "1")), [(0.5, 2.0), None, (-1.0, 1000.0)]),
+        (["1 3"], "vector:x|y", Label(kind="vector", classes=("x", "y")), [(1.0, 3.0)]),
+        (["0.25 0.75"], "soft:cat|dog", Label(kind="soft", classes=("cat", "dog")), [(0.25, 0.75)]),
+    ],
+)
+def test_lists_and_given_names(cells: list[str], kind: str | None, label: Label, values: list[Value]) -> None:
+    assert encode("x", cells, kind, where) == (label, values)
+
+
+def test_an_unknown_component_is_nan() -> None:
+    _, values = encode("x", ["? 2", "1 ?"], "vector", where)
+    assert np.array(values) == pytest.approx(np.array([[math.nan, 2], [1, math.nan]]), nan_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("cell", "kind"),
+    [
+        ("cat|cow", "set:cat|dog"),
+        ("cat|?cat", "set"),
+        ("1 2 3", "vector:x|y"),
+        ("? ?", "vector"),
+        ("1 inf", "vector"),
+        ("0.5 0.6", "soft"),
+        ("1.5 -0.5", "soft"),
+        ("big", "class:low|high"),
+    ],
+)
+def test_cells_that_are_no_value(cell: str, kind: str) -> None:
+    with pytest.raises(DataError, match=f"not a value of kind {kind.partition(':')[0]}"):
+        encode("x", [cell], kind, where)
+
+
+@pytest.mark.parametrize("text", ["real:a|b", "class:a", "class:a|a", "class:a||b"])
+def test_names_that_can_not_be(text: str) -> None:
+    with pytest.raises(ConfigError, match="--kinds does not know"):
+        parse_kinds([f"x={text}"])

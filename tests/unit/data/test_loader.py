@@ -4,9 +4,11 @@ import gc
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtl.config import Augment
+from mtl.data.footprint import split_prefetch
 from mtl.data.image import decode
 from mtl.data.keyed import permutation
 from mtl.data.loader import EMPTY, OK, QUARANTINED, Batch, Loader, Target, ledger
@@ -22,8 +25,10 @@ from mtl.data.order import Order, slots
 from mtl.data.reader import Reader, RowGroup
 from mtl.data.transforms import U8, Draws, EvalView, TrainView, View
 from mtl.errors import DataError, StoreError
+from tests.helpers.corpus import corpus
 from tests.helpers.datasets import LABELS, damage, tiny
 from tests.helpers.memory_store import MemoryStore
+from tests.helpers.restore import Deliver, assert_restores
 
 TARGETS = (
     Target("what", "object", integer=True),
@@ -34,9 +39,9 @@ TARGETS = (
     Target("raw_slope", "amount", integer=False),
 )
 CROPS = {
-    "none": Augment(size_px=16, crop="none", brightness=0.3, eval_resize_px=16),
-    "padded": Augment(size_px=16, crop="padded", contrast=0.2, eval_resize_px=16),
-    "resized": Augment(size_px=8, crop="resized", saturation=0.5, eval_resize_px=8),
+    "none": Augment(size_px=16, crop="none", brightness=0.3, eval_resize_px=16, pixels="exact"),
+    "padded": Augment(size_px=16, crop="padded", contrast=0.2, eval_resize_px=16, pixels="exact"),
+    "resized": Augment(size_px=8, crop="resized", saturation=0.5, eval_resize_px=8, pixels="exact"),
 }
 ROWS, PATIENCE_S = 75, 20
 
@@ -75,7 +80,7 @@ class Setup:
     def reader(self) -> Reader:
         return Reader(self.store, self.index, tuple(LABELS))
 
-    def loader(self, steps: range, rank: int = 0, world_size: int = 1, **parallelism: int) -> Loader:
+    def loader(self, steps: range, rank: int = 0, world_size: int = 1, **parallelism: Any) -> Loader:
         return Loader(
             self.reader, self.order, self.view, TARGETS, steps, rank=rank, world_size=world_size, **parallelism
         )
@@ -84,7 +89,7 @@ class Setup:
 Sample = tuple[bytes, ...]
 
 
-def samples(setup: Setup, steps: range, world_size: int = 1, **parallelism: int) -> tuple[dict[int, Sample], list[int]]:
+def samples(setup: Setup, steps: range, world_size: int = 1, **parallelism: Any) -> tuple[dict[int, Sample], list[int]]:
     """Everything delivered, by step * G + place in the global batch; and the ledger of each step."""
     order, found, ledgers = setup.order, dict[int, Sample](), [0] * len(steps)
     for rank in range(world_size):
@@ -103,6 +108,18 @@ def samples(setup: Setup, steps: range, world_size: int = 1, **parallelism: int)
                 found[place] = content(batch, int(slot))
             ledgers[at] = (ledgers[at] + batch.ledger) % 2**64
     return found, ledgers
+
+
+def by_step(setup: Setup) -> Deliver:
+    """For `assert_restores`: the samples of each step by their place, and the step's ledger."""
+    size = setup.order.global_batch
+
+    def deliver(steps: range, world_size: int) -> dict[int, object]:
+        found, ledgers = samples(setup, steps, world_size)
+        parts = ({place: s for place, s in found.items() if place // size == step} for step in steps)
+        return dict(zip(steps, zip(ledgers, parts, strict=True), strict=True))
+
+    return deliver
 
 
 def content(batch: Batch, slot: int) -> Sample:
@@ -125,7 +142,9 @@ def setup(request: pytest.FixtureRequest, store: MemoryStore) -> Setup:
 @pytest.fixture
 def plain(store: MemoryStore) -> Setup:
     """Nothing random but the order and the mirror."""
-    return Setup(store, TrainView(Augment(size_px=16, crop="none", brightness=0, eval_resize_px=16), seed=5))
+    return Setup(
+        store, TrainView(Augment(size_px=16, crop="none", brightness=0, eval_resize_px=16, pixels="exact"), seed=5)
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -175,13 +194,7 @@ def test_any_order_on_any_number_of_workers(
 
 @pytest.mark.parametrize("world_size", [1, 3])
 def test_restored_at_any_step_it_delivers_the_rest(plain: Setup, world_size: int) -> None:
-    order = plain.order
-    n = 2 * order.steps + 1
-    whole, ledgers = samples(plain, range(n))
-    for start in range(n + 1):
-        tail, its_ledgers = samples(plain, range(start, n), world_size)
-        assert tail == {place: s for place, s in whole.items() if place >= start * order.global_batch}
-        assert its_ledgers == ledgers[start:]
+    assert_restores(by_step(plain), 2 * plain.order.steps + 1, [world_size])
 
 
 @pytest.mark.parametrize(
@@ -190,11 +203,141 @@ def test_restored_at_any_step_it_delivers_the_rest(plain: Setup, world_size: int
         {"threads": 3, "io_threads": 1, "prefetch_batches": 1},
         {"threads": 1, "io_threads": 3, "prefetch_batches": 7},
         {"threads": 2, "prefetch_batches": 100},
+        {"threads": 2, "prefetch_bytes": 1},
+        {"threads": 2, "memory": "encoded"},
     ],
 )
-def test_parallelism_changes_nothing(setup: Setup, parallelism: dict[str, int]) -> None:
+def test_parallelism_changes_nothing(setup: Setup, parallelism: dict[str, Any]) -> None:
     steps = range(1, setup.order.steps + 2)
     assert samples(setup, steps, **parallelism) == samples(setup, steps, threads=1, io_threads=1)
+
+
+@pytest.mark.parametrize("crop", ["none", "padded", "evaluation"])
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_decoded_memory_changes_nothing(store: MemoryStore, crop: str, world_size: int) -> None:
+    view = EvalView(CROPS["resized"]) if crop == "evaluation" else TrainView(CROPS[crop], seed=5)
+    setup = Setup(store, view, keep_tail=False)
+    steps = range(3 * setup.order.steps)
+    kept = samples(setup, steps, world_size, threads=2, memory="decoded")
+    assert kept == samples(setup, steps)
+
+
+@pytest.mark.parametrize("memory", ["encoded", "decoded"])
+def test_what_is_in_memory_is_read_once(plain: Setup, memory: str) -> None:
+    watched = Watched(plain)
+    reads = Counter[str]()
+
+    def counting(fetch: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(path: str, offset: int, length: int, **version: str) -> Any:
+            reads[f"{path} {offset}"] += path.startswith("shards/")
+            return fetch(path, offset, length, **version)
+
+        return counted
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("get_range", "get_range_versioned"):
+            patch.setattr(plain.store, name, counting(getattr(plain.store, name)))
+        steps = range(4 * plain.order.steps)
+        assert len(list(watched.loader(steps, memory=memory, prefetch_batches=1, prefetch_bytes=1))) == len(steps)
+    groups = len(plain.index.rows)
+    # A block that is read ahead across the end of an epoch may be of rows still on their way.
+    assert reads.total() <= groups * (1 if memory == "encoded" else 2)
+    if memory == "decoded":
+        assert watched.rendered <= ROWS + 2 * plain.global_batch
+
+
+def test_a_damaged_image_stays_quarantined_in_memory() -> None:
+    tiny(store := MemoryStore(), rows={"train": 40}, missing=0)
+    damage(store, "train", 1, 2)
+    setup = Setup(store, TrainView(CROPS["padded"], seed=1))
+    steps = range(3 * setup.order.steps)
+
+    def bad(memory: str) -> list[tuple[int, int, int, str]]:
+        batches = setup.loader(steps, memory=memory)
+        return [(batch.step, one.position, one.row, one.reason) for batch in batches for one in batch.bad]
+
+    assert bad("decoded") == bad("none")
+    assert len(bad("none")) == 3
+    assert samples(setup, steps, memory="decoded") == samples(setup, steps)
+
+
+class Shelf:
+    """Row groups of given images, as a reader."""
+
+    def __init__(self, images: list[bytes], index: Index) -> None:
+        self.index = index
+        edges = np.concatenate([[0], np.cumsum([len(image) for image in images])]).astype(np.int32)
+        n = len(images)
+        labels = {"object": np.ones(n, np.int64), "kind": np.ones(n, np.int64)}
+        reals = {"angle": np.ones(n, np.float32), "amount": np.ones(n, np.float32)}
+        ids = np.arange(n, dtype=np.uint64)
+        self._group = RowGroup(0, memoryview(b"".join(images)), edges, ids, {**labels, **reals})
+
+    def read(self, number: int) -> RowGroup:
+        return self._group
+
+
+@pytest.mark.parametrize("memory", ["none", "decoded"])
+@pytest.mark.parametrize("crop", ["none", "padded", "resized"])
+def test_the_corpus_is_delivered_or_quarantined(store: MemoryStore, crop: str, memory: str) -> None:
+    if crop == "resized" and memory == "decoded":
+        return
+    cases, full = corpus(), Index.load(store, "train")
+    n = len(cases)
+    one = {name: getattr(full, name)[:1] for name in ("shard", "ordinal", "offset", "length", "checksum")}
+    index = replace(full, rows=np.array([n]), **one)
+    order = Order(
+        index.rows, fingerprint="x", split="train", seed=0, lanes=2, block_row_groups=1, global_batch=8, keep_tail=True
+    )
+    view = TrainView(Augment(size_px=16, crop=crop, eval_resize_px=16), 0)
+    shelf = Shelf([case.data for case in cases], index)
+    loader = Loader(shelf, order, view, TARGETS, range(2 * order.steps), threads=2, memory=memory)  # type: ignore[arg-type]
+    outcome, reasons = Counter[tuple[int, bool]](), dict[int, str]()
+    for batch in loader:
+        positions = slots(order, batch.step % order.steps, 0, 1)
+        rows = order.epoch(batch.epoch).at(positions[positions >= 0]).row
+        status = batch.status[positions >= 0]
+        outcome.update(zip(rows.tolist(), (status == OK).tolist(), strict=True))
+        reasons |= {bad.row: bad.reason for bad in batch.bad}
+        refused = batch.status == QUARANTINED
+        assert not batch.images[refused].any()
+        assert (batch.labels["what"][refused] == -1).all()
+        assert (batch.labels["what"][batch.status == OK] == 1).all()
+    assert outcome == {(row, case.reason is None): 2 for row, case in enumerate(cases)}
+    assert reasons.keys() == {row for row, case in enumerate(cases) if case.reason is not None}
+
+
+@given(st.integers(1, 10**9), st.integers(1, 50), st.integers(1, 10**8))
+def test_the_budget_is_split_between_batches_and_row_groups(budget: int, most: int, batch: int) -> None:
+    batches, rest = split_prefetch(budget, most, batch)
+    assert 1 <= batches <= most
+    assert batches == 1 or batches * batch <= budget / 2
+    assert rest == max(budget - batches * batch, 0)
+    assert batches == most or (batches + 1) * batch > budget / 2
+
+
+@pytest.mark.parametrize("budget", [1, 9_000, 30_000])
+def test_bytes_read_ahead_stay_within_the_budget(plain: Setup, budget: int) -> None:
+    setup = Setup(plain.store, plain.view, lanes=2, block_row_groups=2, global_batch=4)
+    watched, sizes = Watched(setup), setup.index.length
+    largest_block = 2 * int(np.sort(sizes)[-2:].sum())
+    for batch in watched.loader(range(3 * setup.order.steps), prefetch_batches=1, prefetch_bytes=budget):
+        current = 0
+        for lane in range(2):
+            plan = setup.order.epoch(batch.epoch).lanes[lane]
+            index = min((batch.step % setup.order.steps + 1) * 2, len(plan)) - 1
+            current += int(sizes[plan.block(int(plan.block_of(np.array([index]))[0])).groups].sum())
+        held = sum(int(sizes[number]) for number in [*watched.alive.keys()])
+        # Of the batch ahead, lanes may have gone on to their next blocks, which are then the current ones.
+        assert held <= 2 * current + max(budget, largest_block) + largest_block
+
+
+def test_a_restart_reads_only_what_is_still_needed(plain: Setup) -> None:
+    setup = Setup(plain.store, plain.view, lanes=1, block_row_groups=None, global_batch=8, shuffle=False)
+    watched = Watched(setup)
+    steps = setup.order.steps
+    list(watched.loader(range(steps - 1, steps)))
+    assert len(watched.read_order) < len(setup.index.rows) / 2
 
 
 def test_an_epoch_holds_every_row_with_its_labels(plain: Setup) -> None:
@@ -370,7 +513,9 @@ class Watched:
     rendered: int = 0
 
     def __post_init__(self) -> None:
-        self._reader, self.index, self.size_px = self.setup.reader, self.setup.index, self.setup.view.size_px
+        view = self.setup.view
+        self._reader, self.index = self.setup.reader, self.setup.index
+        self.size_px, self.fixed = view.size_px, view.fixed
         self._lock = threading.Lock()
 
     def read(self, number: int) -> RowGroup:
@@ -389,16 +534,20 @@ class Watched:
     def draw(self, epoch: int, positions: np.ndarray) -> Draws:
         return self.setup.view.draw(epoch, positions)
 
-    def render(self, data: memoryview, out: U8, draws: Draws, at: int) -> None:
+    def render(self, data: Sequence[memoryview], out: U8, draws: Draws, at: Sequence[int]) -> dict[int, str]:
         if self.gate is not None and self.free_reads is None:
             self.gate.wait(PATIENCE_S)
-        self.setup.view.render(data, out, draws, at)
+        refused = self.setup.view.render(data, out, draws, at)
         with self._lock:
-            self.rendered += 1
-            if self.rendered == self.fail_at:
+            self.rendered += len(data)
+            if self.fail_at is not None and self.rendered - len(data) < self.fail_at <= self.rendered:
                 raise ZeroDivisionError("a fault in our code, not in the image")
+        return refused
 
-    def loader(self, steps: range, **parallelism: int) -> Loader:
+    def finish(self, out: U8, draws: Draws) -> None:
+        self.setup.view.finish(out, draws)
+
+    def loader(self, steps: range, **parallelism: Any) -> Loader:
         return Loader(self, self.setup.order, self, TARGETS, steps, **parallelism)  # type: ignore[arg-type]
 
 

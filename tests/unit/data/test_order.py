@@ -1,71 +1,19 @@
 """The order of samples: nothing lost, nothing twice, the same global batches for every number of workers."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from mtl.data.order import Order, Rows, slots
-
-
-@dataclass(frozen=True)
-class Case:
-    """Arguments of an order."""
-
-    rows: tuple[int, ...] = (3, 1, 4, 2, 5)
-    fingerprint: str = "f"
-    split: str = "train"
-    seed: int = 7
-    lanes: int = 2
-    block_row_groups: int | None = 2
-    global_batch: int = 4
-    keep_tail: bool = True
-    shuffle: bool = True
-
-    def order(self) -> Order:
-        return Order(
-            np.array(self.rows, np.int64),
-            fingerprint=self.fingerprint,
-            split=self.split,
-            seed=self.seed,
-            lanes=self.lanes,
-            block_row_groups=self.block_row_groups,
-            global_batch=self.global_batch,
-            keep_tail=self.keep_tail,
-            shuffle=self.shuffle,
-        )
-
-
-def cases() -> st.SearchStrategy[Case]:
-    def build(lanes: int, per_lane: int, **others: object) -> Case:
-        return Case(lanes=lanes, global_batch=lanes * per_lane, **others)  # type: ignore[arg-type]
-
-    return st.builds(
-        build,
-        lanes=st.integers(1, 7),
-        per_lane=st.integers(1, 4),
-        rows=st.lists(st.integers(0, 9), max_size=14).map(tuple),
-        block_row_groups=st.none() | st.integers(1, 5),
-        seed=st.integers(0, 2**63),
-        keep_tail=st.booleans(),
-        shuffle=st.booleans(),
-    )
-
+from mtl.data.order import Order, slots
+from tests.helpers.orders import Case, cases, everything, pairs
+from tests.helpers.restore import assert_restores
 
 EPOCHS = st.integers(0, 1000)
-
-
-def pairs(rows: Rows) -> list[tuple[int, int]]:
-    return list(zip(rows.group.tolist(), rows.row.tolist(), strict=True))
-
-
-def everything(case: Case) -> list[tuple[int, int]]:
-    """Every row, in storage order."""
-    return [(group, row) for group, n in enumerate(case.rows) for row in range(n)]
 
 
 def enumerate_positions(order: Order, epoch: int) -> dict[int, tuple[int, int]]:
@@ -168,6 +116,22 @@ def test_a_global_batch_is_the_same_for_every_number_of_workers(case: Case, worl
             assert (np.concatenate(parts) >= 0).all()
         seen += held
     assert sorted(seen) == list(range(order.samples))
+
+
+@settings(max_examples=20)
+@given(cases(), st.data())
+def test_restored_at_every_step_it_delivers_the_rest_on_any_number_of_workers(case: Case, data: st.DataObject) -> None:
+    def deliver(steps: range, world_size: int) -> dict[int, object]:
+        order, found = case.order(), dict[int, object]()
+        for step in steps:
+            epoch, batch = divmod(step, order.steps)
+            held = np.concatenate([slots(order, batch, rank, world_size) for rank in range(world_size)])
+            held = held[held >= 0]
+            found[step] = dict(zip(held.tolist(), pairs(order.epoch(epoch).at(held)), strict=True))
+        return found
+
+    assume(0 < case.order().steps <= 8)  # of 2 epochs and a step, each is a start
+    assert_restores(deliver, 2 * case.order().steps + 1, {1, data.draw(st.integers(1, case.lanes))})
 
 
 @given(cases())

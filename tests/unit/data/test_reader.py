@@ -97,6 +97,45 @@ def test_a_flipped_byte_is_an_error_that_names_the_shard(store: MemoryStore) -> 
     assert f"Row group {index.ordinal[number]} of {store.uri}/{path}" in str(error.value)
 
 
+def test_bytes_that_were_wrong_once_are_read_again(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, read, wrong = Reader(store, Index.load(store, "train"), COLUMNS), store.get_range_versioned, [True]
+
+    def spoilt(key: str, offset: int, length: int) -> tuple[bytes, str]:
+        data, version = read(key, offset, length)
+        return (bytes(length) if wrong and wrong.pop() else data), version
+
+    monkeypatch.setattr(store, "get_range_versioned", spoilt)
+    assert bytes(reader.read(0).image(0))[:2] == b"\xff\xd8"
+    assert not wrong
+    assert reader.stats().rereads == 1
+
+
+def test_a_shard_rewritten_meanwhile_is_an_error(store: MemoryStore) -> None:
+    """Even with bytes whose checksums are right: which of the two a row comes from must not depend on time."""
+    index = Index.load(store, "train")
+    reader, path = Reader(store, index, COLUMNS), index.shard_path[0]
+    reader.read(0)
+    store.put(path, store.get(path))
+    with pytest.raises(StoreError, match=f"{path} was rewritten"):
+        reader.read(0)
+    assert len(Reader(store, index, COLUMNS).read(0).ids)
+
+
+def test_statistics_count_what_was_read(store: MemoryStore) -> None:
+    index = Index.load(store, "train")
+    reader = Reader(store, index, COLUMNS)
+    nothing = reader.stats()
+    assert (nothing.requests, nothing.bytes, nothing.storage_s, nothing.parse_s) == (0, 0, 0, 0)
+    for number in range(len(index.rows)):
+        reader.read(number)
+    all_of_it = reader.stats()
+    assert all_of_it.since(nothing) == all_of_it
+    assert all_of_it.requests == len(index.rows) + len(index.shard_path)
+    assert all_of_it.bytes == index.length.sum() + index.footer_length.sum()
+    reader.read(0)
+    assert reader.stats().since(all_of_it).requests == 1
+
+
 def test_a_missing_shard_is_named(store: MemoryStore) -> None:
     index = Index.load(store, "train")
     store.delete(index.shard_path[0])

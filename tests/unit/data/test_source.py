@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mtl.data.derivation import Derivation
 from mtl.data.files import Images, open_images
 from mtl.data.image import decode
-from mtl.data.labels import Derivation
 from mtl.data.manifest import Label
 from mtl.data.shapes import draw
 from mtl.data.source import Example, Source, carve, derive, image_folder, shapes, table

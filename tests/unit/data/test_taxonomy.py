@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtl.data.labels import Derivation
+from mtl.data.derivation import Derivation
 from mtl.data.taxonomy import cut
 from mtl.errors import ConfigError
 

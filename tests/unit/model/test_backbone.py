@@ -1,5 +1,7 @@
 """Backbones by name, and clear errors for those that can not be one."""
 
+import copy
+
 import pytest
 import torch
 
@@ -14,29 +16,64 @@ OWN = "tests.helpers.backbones:"
     [("resnet18", 32, 512), ("mobilenet_v3_small", 32, 1024), ("convnext_tiny", 32, 768)],
 )
 def test_a_torchvision_model_loses_its_last_layer(name: str, size_px: int, features: int) -> None:
-    backbone, width = build_backbone(name, {}, size_px)
-    assert width == features
-    assert backbone.training
-    assert backbone.eval()(torch.zeros(1, 3, size_px, size_px)).shape == (1, features)
+    backbone = build_backbone(name, {}, size_px)
+    assert backbone.features == features
+    assert backbone.net.training
+    assert backbone.whole().eval()(torch.zeros(1, 3, size_px, size_px)).shape == (1, features)
 
 
 @pytest.mark.slow
 def test_a_transformer_of_another_image_size() -> None:
-    backbone, width = build_backbone("vit_b_16", {"image_size": 32}, 32)
-    assert width == 768
-    assert backbone(torch.zeros(1, 3, 32, 32)).shape == (1, width)
+    backbone = build_backbone("vit_b_16", {"image_size": 32}, 32)
+    assert backbone.features == 768
+    assert not backbone.stages
+    assert backbone.whole()(torch.zeros(1, 3, 32, 32)).shape == (1, 768)
+
+
+@pytest.mark.parametrize(
+    ("name", "stages"),
+    [
+        ("resnet18", "stem layer1 layer2 layer3 layer4 pool"),
+        ("regnet_y_400mf", "stem trunk_output.block1 trunk_output.block2 trunk_output.block3 trunk_output.block4 pool"),
+        ("shufflenet_v2_x0_5", "stem stage2 stage3 stage4 conv5 pool"),
+        ("efficientnet_b0", " ".join(f"features.{i}" for i in range(9)) + " pool"),
+        ("mobilenet_v3_small", " ".join(f"features.{i}" for i in range(13)) + " pool"),
+        ("mobilenet_v2", " ".join(f"features.{i}" for i in range(19)) + " pool"),
+        ("mnasnet0_5", " ".join(f"layers.{i}" for i in range(17)) + " pool"),
+        pytest.param("convnext_tiny", " ".join(f"features.{i}" for i in range(8)) + " pool", marks=pytest.mark.slow),
+        pytest.param("swin_t", " ".join(f"features.{i}" for i in range(8)) + " norm pool", marks=pytest.mark.slow),
+        pytest.param("alexnet", " ".join(f"features.{i}" for i in range(13)) + " pool", marks=pytest.mark.slow),
+        pytest.param("vgg11", " ".join(f"features.{i}" for i in range(21)) + " pool", marks=pytest.mark.slow),
+        pytest.param("densenet121", None, marks=pytest.mark.slow),
+        pytest.param("maxvit_t", "stem blocks.0 blocks.1 blocks.2 blocks.3 pool", marks=pytest.mark.slow),
+        ("mtl.model.resnet9:resnet9", "stem stage1 stage2 stage3 pool"),
+    ],
+)
+def test_stages_in_turn_are_what_the_model_computes(name: str, stages: str | None) -> None:
+    size_px = {"maxvit_t": 224, "alexnet": 96, "vgg11": 96}.get(name, 64)
+    backbone = build_backbone(name, {}, size_px)
+    assert stages is None or [stage.name for stage in backbone.stages] == stages.split()
+    images = torch.randn(2, 3, size_px, size_px)
+    for training in (False, True):
+        whole, chain = copy.deepcopy(backbone.net).train(training), copy.deepcopy(backbone.whole()).train(training)
+        torch.manual_seed(1)
+        expected = whole(images)
+        torch.manual_seed(1)
+        assert chain(images).equal(expected)
+    channels, side = backbone.last_map()
+    assert backbone.until("pool")(images).shape == (2, channels, side, side)
+    names = [name for name, _ in backbone.net.named_parameters()]
+    assert {name for name, _ in backbone.whole().named_parameters()} == set(names)
 
 
 def test_arguments_reach_the_model() -> None:
-    _, width = build_backbone("mobilenet_v3_small", {"reduced_tail": True}, 32)
-    assert width == 512
-    _, width = build_backbone("mtl.model.resnet9:resnet9", {"width": 16}, 32)
-    assert width == 128
+    assert build_backbone("mobilenet_v3_small", {"reduced_tail": True}, 32).features == 512
+    assert build_backbone("mtl.model.resnet9:resnet9", {"width": 16}, 32).features == 128
 
 
 def test_the_trial_run_leaves_no_trace() -> None:
     torch.manual_seed(1)
-    backbone, _ = build_backbone("mtl.model.resnet9:resnet9", {"width": 8}, 16)
+    backbone = build_backbone("mtl.model.resnet9:resnet9", {"width": 8}, 16).net
     after = torch.rand(1)
     torch.manual_seed(1)
     from mtl.model.resnet9 import resnet9

@@ -1,0 +1,114 @@
+"""The Gram matrix of the shared parameters' gradients themselves: the truth, at the price of K backwards.
+
+The gradient of each task's global loss is a row. Rows are formed outside the hooks of DistributedDataParallel, added
+over micro-batches, and summed over ranks so that each rank holds a shard of every row: the Gram matrix is that of
+averaged gradients, which no average of the ranks' own Gram matrices is. Each rank combines its shard, and the shards
+are gathered.
+"""
+
+from dataclasses import replace
+from typing import final
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from mtl.balancing.base import TaskStats
+from mtl.balancing.signals.base import Scale, Weigher, guarded
+
+
+@final
+class Exact:
+    """Weights from the exact Gram matrix. Each head receives its own task's gradient, unweighted.
+
+    Args:
+        model: the module itself.
+        shared, own: its shared parameters, and those of each task.
+    """
+
+    def __init__(
+        self,
+        weigher: Weigher,
+        model: nn.Module,
+        scale: Scale,
+        shared: list[nn.Parameter],
+        own: list[list[nn.Parameter]],
+    ) -> None:
+        self._weigher, self._model, self._scale = weigher, model, scale
+        self._shared = [p for p in shared if p.requires_grad]
+        self._own = [[p for p in parameters if p.requires_grad] for parameters in own]
+
+    def begin(self, stats: TaskStats) -> None:
+        """Nothing is known yet but the counts."""
+        self._stats, self._share = stats, self._weigher.share(stats)
+        self._losses = torch.zeros_like(self._share)
+        self._rows: Tensor | None = None
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Outputs by task."""
+        return self._model(images)
+
+    def backward(self, sums: Tensor, last: bool) -> None:
+        """One backward for each task, with the graph of the shared part kept for the next."""
+        self._losses += sums.detach().double() * self._share
+        losses = guarded(sums * (self._share * self._scale()).to(sums.dtype))
+        first = self._rows is None
+        rows = self._empty_rows() if self._rows is None else self._rows
+        for k, own in enumerate(self._own):
+            wanted = [*self._shared, *own]
+            found = torch.autograd.grad(losses[k], wanted, retain_graph=k < len(rows) - 1, materialize_grads=True)
+            at = 0
+            for parameter, gradient in zip(self._shared, found, strict=False):
+                part = _laid_out(rows[k], at, parameter)
+                part.copy_(gradient) if first else part.add_(gradient)
+                at += parameter.numel()
+            for parameter, gradient in zip(own, found[len(self._shared) :], strict=True):
+                parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+        self._rows = rows
+
+    def _empty_rows(self) -> Tensor:
+        """[K, W * part]: each row is padded with zeros to whole parts, of which rank r of W will keep part r."""
+        size, ranks = sum(p.numel() for p in self._shared), self._weigher.ranks.size
+        rows = self._shared[0].new_empty(len(self._own), ranks * -(-size // ranks))
+        rows[:, size:] = 0
+        return rows
+
+    def end(self) -> TaskStats:
+        """Sum over ranks, weigh, and leave the gradients in the parameters."""
+        weigher, ranks = self._weigher, self._weigher.ranks
+        assert self._rows is not None
+        shard = self._rows
+        if ranks.size > 1:
+            parts = [part.contiguous() for part in self._rows.chunk(ranks.size, dim=1)]
+            shard = torch.empty_like(parts[0])
+            dist.reduce_scatter(shard, parts)
+        precise = shard.to(torch.promote_types(shard.dtype, torch.float32))
+        gram = precise @ precise.T / self._scale() ** 2
+        packet = ranks.sum(torch.cat([gram.flatten(), self._losses.to(gram)]))
+        k = len(self._own)
+        self._stats = replace(self._stats, gram=packet[: k * k].view(k, k), losses=packet[k * k :].double())
+        combined = weigher.ask(self._stats).to(shard.dtype) @ shard
+        if ranks.size > 1:
+            whole = combined.new_empty(ranks.size, len(combined))
+            dist.all_gather(list(whole), combined)
+            combined = whole.flatten()
+        at = 0
+        for parameter in self._shared:
+            parameter.grad = _laid_out(combined, at, parameter)
+            at += parameter.numel()
+        self._sum_heads()
+        self._rows = None
+        return self._stats
+
+    def _sum_heads(self) -> None:
+        if self._weigher.ranks.size == 1:
+            return
+        gradients = [p.grad for own in self._own for p in own if p.grad is not None]
+        flat = self._weigher.ranks.sum(torch.cat([gradient.reshape(-1) for gradient in gradients]))
+        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(part.view(gradient.shape))
+
+
+def _laid_out(flat: Tensor, at: int, parameter: nn.Parameter) -> Tensor:
+    """The part of `flat` from `at` on as a tensor like `parameter`, in its memory layout: copies are straight."""
+    return flat.as_strided(parameter.shape, parameter.stride(), flat.storage_offset() + at)

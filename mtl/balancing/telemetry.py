@@ -1,0 +1,70 @@
+"""What balancing did over a window of steps: means, kept on the device so that nothing waits for them."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from mtl.balancing.base import TaskStats
+from mtl.balancing.statistic import cosines
+
+
+@final
+class Telemetry:
+    """Sums over the steps since the last report; a task counts in those in which it had a label."""
+
+    def __init__(self, tasks: int, device: torch.device) -> None:
+        self._tasks, self._device = tasks, device
+        self._clear()
+
+    def _clear(self) -> None:
+        zeros = torch.zeros(self._tasks, dtype=torch.float64, device=self._device)
+        self._weights, self._steps, self._norms, self._norm_steps = (zeros.clone() for _ in range(4))
+        self._cosines, self._pair_steps = (torch.diag(zeros) for _ in range(2))
+
+    def add(self, stats: TaskStats, weights: Tensor) -> None:
+        """A step, and the weights [K] that were used in it."""
+        there = (stats.counts > 0).to(self._device, torch.float64)
+        self._weights += weights * there
+        self._steps += there
+        if stats.gram is not None:
+            gram = stats.gram.double()
+            self._norms += gram.diagonal().clamp(min=0).sqrt() * there
+            self._norm_steps += there
+            self._cosines += cosines(gram) * there[:, None] * there
+            self._pair_steps += there[:, None] * there
+
+    def report(self, names: Sequence[str]) -> dict[str, Any]:
+        """Mean weights, and the steps that they are of; where gradients were looked at, norms and pairwise cosines.
+
+        Starts a new window.
+        """
+        weights = (self._weights / self._steps.clamp(min=1)).tolist()
+        row: dict[str, Any] = {
+            "weights": dict(zip(names, weights, strict=True)),
+            "steps": dict(zip(names, self._steps.tolist(), strict=True)),
+        }
+        if bool(self._norm_steps.any()):
+            norms = (self._norms / self._norm_steps.clamp(min=1)).tolist()
+            row["norms"] = dict(zip(names, norms, strict=True))
+            pairs = (self._cosines / self._pair_steps.clamp(min=1)).tolist()
+            row["cosines"] = {
+                f"{names[i]}/{names[j]}": pairs[i][j] for i in range(self._tasks) for j in range(i + 1, self._tasks)
+            }
+        self._clear()
+        return row
+
+
+def together(valid: Iterable[Tensor]) -> Tensor:
+    """How many samples have labels of both tasks, [K, K], from where each task's label is present: bool [n] of each."""
+    present = torch.stack([each.double() for each in valid])
+    return present @ present.T
+
+
+def overlap(names: Sequence[str], both: Tensor) -> dict[str, float]:
+    """Of each pair of tasks, `a/b`, the share of the scarcer label's samples that have both; `both` as of
+    `together`."""
+    own = both.diagonal()
+    share = (both / torch.minimum(own[:, None], own).clamp(min=1)).tolist()
+    return {f"{names[i]}/{names[j]}": share[i][j] for i in range(len(names)) for j in range(i + 1, len(names))}

@@ -1,0 +1,72 @@
+"""What a driver does about what it hears of its workers: show it, keep it, and end what takes too long."""
+
+from collections.abc import Callable
+from typing import final
+
+from mtl.config import Resources
+from mtl.console import sentence
+from mtl.logs import Logs
+from mtl.on_ray.channel import Channel, Event
+from mtl.on_ray.heart import Watch
+from mtl.on_ray.losses import Losses
+from mtl.on_ray.watchdog import Watchdog
+
+
+@final
+class Listener:
+    """Attends to one group of workers after the other.
+
+    Args:
+        resources: what was asked for, and how long things may take.
+        channel: from the workers and Train's controller.
+        listen: called with every event of rank 0, and with notes of the driver's own.
+        logs: keeps all of that, and what the workers print; shipped with every commit.
+    """
+
+    def __init__(self, resources: Resources, channel: Channel, listen: Callable[[Event], None], logs: Logs) -> None:
+        self._channel, self._listen, self._logs = channel, listen, logs
+        self._watchdog, self._losses = Watchdog(resources), Losses()
+        self._watch = Watch(resources, channel, self._say)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether there are no workers, so that nobody would hear a request to stop."""
+        return self._watchdog.waiting
+
+    def attend(self) -> None:
+        """Hear what there is to hear, and judge.
+
+        Raises:
+            ResourceError: there have been no workers for too long.
+        """
+        for event in self._channel.drain():
+            self._hear(event)
+        seen = self._channel.sightings()
+        self._losses.seen(seen)
+        self._watch.look(seen, training=not self.waiting)
+        self._watchdog.check()
+
+    def abort(self) -> None:
+        """End the controller, and with it what it waits for."""
+        self._watchdog.abort()
+
+    def _hear(self, event: Event) -> None:
+        if event["kind"] == "state" and event["name"] in ("RestartingState", "ResizingState"):
+            cause = "hang" if self._watch.struck else "resized" if event["name"] == "ResizingState" else event["cause"]
+            loss = self._losses.end(cause)
+            self._channel.lose(loss)
+            self._say(f"the workers start anew ({cause}), {loss['replayed_s']:.0f} s after what they had committed")
+        if self._watchdog.heard(event):
+            return
+        if event["kind"] == "log":
+            self._logs.add(event["source"], event["text"])
+            return
+        self._listen(event)
+        self._logs.say(sentence(event))
+        if event["kind"] == "commit":
+            self._losses.committed()
+            self._logs.ship()
+
+    def _say(self, text: str) -> None:
+        self._listen({"kind": "note", "text": text})
+        self._logs.say(text)

@@ -1,0 +1,49 @@
+"""Workers that hang, for real."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from mtl import local
+from mtl.config import Model
+from mtl.console import RunConsole, goodput_line
+from mtl.store import open_store
+from tests.helpers.datasets import tiny
+from tests.helpers.jobs import tiny_config
+
+# Ray's own warnings are not ours to mend.
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("ray_cluster"), pytest.mark.slow]
+
+
+def test_a_stopped_worker_is_named_and_killed_and_costs_nothing_but_time(tmp_path: Path) -> None:
+    from mtl.on_ray.train import train
+
+    tiny(tmp_path / "data")
+    marker, said = tmp_path / "stopped", io.StringIO()
+    model = Model(
+        backbone="tests.helpers.backbones_at_fault:stops_once", backbone_args={"marker": str(marker), "at": 5}
+    )
+    config = tiny_config(tmp_path / "data", tmp_path / "runs", epochs=3, model=model)
+    result = train(config, RunConsole(said))
+    log, pid = said.getvalue(), marker.read_text()
+    assert f"(process {pid} on " in log, log
+    assert "not heard of for 2" in log, log
+    assert "is here:" in log, "the other worker says where it waits"
+    assert "all_reduce" in log or "backward" in log, log
+    assert "resumed from the commit of step 3" in log, log
+    assert not Path("/proc", pid).exists()
+    assert json.loads((tmp_path / "runs" / "tiny" / "run.json").read_text())["attempt"] == 2
+    (restart,) = result["restarts"]
+    assert (restart["attempt"], restart["cause"]) == (2, "hang")
+    assert f"1 restart: hang ({restart['replayed_s']:.0f} s replayed)" in goodput_line(result)
+    logs = open_store(config.storage).child(config.name)
+    driver = "".join(logs.get(key).decode() for key in logs.list("logs/a1/driver-"))
+    assert all(
+        text in driver for text in (f"(process {pid} on ", "is here:", "resumed from the commit", "commit at step 9")
+    )
+    workers = "".join(logs.get(key).decode() for key in logs.list("logs/a1/worker-"))
+    assert "training, says the backbone" in workers
+    alone = config.model_copy(update={"name": "alone", "runtime": "local"})
+    assert result["ledger"] == local.train(alone, RunConsole(io.StringIO()))["ledger"]

@@ -1,0 +1,76 @@
+"""Static weights from a balancer's, and the words for what it saw."""
+
+import json
+from typing import Any
+
+import pytest
+import torch
+
+from mtl.balancing.base import TaskStats
+from mtl.balancing.telemetry import Telemetry, overlap, together
+from mtl.distil import distil, rows_of, verdict
+from mtl.errors import RunError
+from tests.helpers.memory_store import MemoryStore
+
+
+def row(a: float, b: float, steps: tuple[float, float] = (1.0, 1.0), **more: Any) -> dict[str, Any]:
+    return {"weights": {"a": a, "b": b}, "steps": {"a": steps[0], "b": steps[1]}, **more}
+
+
+def looked(cosine: float, norms: tuple[float, float] = (1.0, 1.0), shared: float = 1.0) -> dict[str, Any]:
+    return row(1, 1, norms={"a": norms[0], "b": norms[1]}, cosines={"a/b": cosine}, overlap={"a/b": shared})
+
+
+def test_weights_are_means_over_steps_times_the_tasks_own_and_sum_to_their_number() -> None:
+    found = distil([row(1, 2, (10, 10)), row(4, 2, (20, 0))], {"a": 1.0, "b": 0.5})
+    assert found.weights == pytest.approx({"a": 1.5, "b": 0.5})
+    assert found.cosines == {}
+    assert "looked at no gradients" in verdict(found)[0]
+
+
+def test_a_run_without_rows_is_refused() -> None:
+    with pytest.raises(RunError, match="no weights"):
+        distil([], {"a": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("rows", "said", "unsaid"),
+    [
+        ([looked(-0.5), looked(-0.3)], "a and b (-0.40)", "do not conflict"),
+        ([looked(0.2)], "do not conflict", "different directions"),
+        ([looked(0.2)], "little to gain", "weights matter"),
+        ([looked(0.2, (10.0, 1.0))], "by a factor of 10.0", "little to gain"),
+        ([looked(0.0, shared=0.1)], "Fewer than half", "different directions"),
+    ],
+)
+def test_the_verdict_says_whether_tasks_conflict(rows: list[dict[str, Any]], said: str, unsaid: str) -> None:
+    text = "\n".join(verdict(distil(rows, {"a": 1.0, "b": 1.0})))
+    assert said in text
+    assert unsaid not in text
+
+
+def test_rows_come_from_the_highest_attempt_of_each_step() -> None:
+    store = MemoryStore()
+    lines = [{"step": 1, "balancing": row(1, 1)}, {"step": 2, "balancing": row(2, 2)}, {"kind": "evaluation"}]
+    store.put("metrics/a1-000001.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
+    store.put("metrics/a2-000001.jsonl", (json.dumps({"step": 2, "balancing": row(3, 3)}) + "\n").encode())
+    assert [found["weights"]["a"] for found in rows_of(store)] == [1, 3]
+
+
+def test_telemetry_counts_a_task_only_where_it_was_present() -> None:
+    telemetry = Telemetry(2, torch.device("cpu"))
+    gram = torch.tensor([[4.0, -1.0], [-1.0, 1.0]], dtype=torch.float64)
+    both, first = torch.tensor([3.0, 2.0]), torch.tensor([3.0, 0.0])
+    telemetry.add(TaskStats(both, 0, gram=gram), torch.tensor([1.0, 3.0], dtype=torch.float64))
+    telemetry.add(TaskStats(first, 1, gram=gram), torch.tensor([2.0, 9.0], dtype=torch.float64))
+    found = telemetry.report(["a", "b"])
+    assert found["weights"] == {"a": 1.5, "b": 3.0}
+    assert found["steps"] == {"a": 2, "b": 1}
+    assert found["norms"] == {"a": 2.0, "b": 1.0}
+    assert found["cosines"] == {"a/b": -0.5}
+    assert telemetry.report(["a", "b"])["steps"] == {"a": 0, "b": 0}
+
+
+def test_overlap_is_a_share_of_the_scarcer_label() -> None:
+    valid = [torch.tensor([True, True, True, False]), torch.tensor([False, True, False, True])]
+    assert overlap(["a", "b"], together(valid)) == {"a/b": 0.5}
