@@ -6,7 +6,7 @@ blocks the rest (see `lanes`). A batch is made in chunks; a chunk of samples goe
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -30,6 +30,7 @@ OK, QUARANTINED, EMPTY = 0, 1, 2
 """Status of a slot: a sample, a sample whose image can not be decoded (blank, labels masked), or padding."""
 
 _CHUNK, _CHUNK_BYTES = 32, 2**21  # samples that one thread makes at a stretch: at least, and at most in pixels
+_LITTLE_BYTES = 2**16  # pixels in memory, of which the copy costs less than handing it to a thread
 
 
 @dataclass(frozen=True)
@@ -119,8 +120,7 @@ class Loader:
         self._rank, self._world_size, self._groups = rank, world_size, groups
         self.size_px = view.size_px
         self._io = ThreadPoolExecutor(io_threads, "mtl-read")
-        self._decode = ThreadPoolExecutor(threads, "mtl-decode")
-        self._threads = threads
+        self._decode, self._threads = ThreadPoolExecutor(threads, "mtl-decode"), threads
         self._pending: deque[_Pending] = deque()
         self._decoded: Decoded | None = None
         if memory == "decoded":
@@ -137,7 +137,7 @@ class Loader:
             self._io,
             reader.index.length,
             ahead_bytes,
-            self._decoded.unknown if self._decoded else _all,
+            self._decoded.unknown if self._decoded else lambda rows: np.ones(len(rows), np.bool_),
         )
         self._fetched: deque[tuple[float, int]] = deque()  # seconds and bytes of reads; threads append, ours empties
 
@@ -171,10 +171,9 @@ class Loader:
         positions = slots(self._order, batch, self._rank, self._world_size, self._groups)
         filled = np.flatnonzero(positions >= 0)
         n, size = len(positions), self.size_px
-        whole = len(filled) == n
         images = np.empty((n, size, size, 3), np.uint8)
         status = np.full(n, OK, np.uint8)
-        if not whole:
+        if len(filled) < n:
             images[positions < 0], status[positions < 0] = 0, EMPTY
         labels = {t.task: t.empty(n) for t in self._targets}
         made = Batch(step, epoch, images, labels, np.ones((n, 3), np.float32), status, 0, [])
@@ -186,7 +185,8 @@ class Loader:
             wanted = part.group if self._decoded is None else part.group[self._decoded.unknown(part)]
             needs = {group: reads[group] for group in np.unique(wanted).tolist()}
             at = slice(int(filled[begin]), int(filled[end - 1]) + 1)
-            chunks.append(self._decode.submit(self._fill, made, at, positions[begin:end], part, needs))
+            submit = _now if not needs and images[at].nbytes <= _LITTLE_BYTES else self._decode.submit
+            chunks.append(submit(self._fill, made, at, positions[begin:end], part, needs))
         self._lanes.read_ahead()  # only now: what this batch needs of other lanes is read first
         return _Pending(made, chunks)
 
@@ -208,8 +208,7 @@ class Loader:
         images, status, colour = made.images[at], made.status[at], made.colour[at]
         labels = {task: values[at] for task, values in made.labels.items()}
         ids, refused = self._render(images, labels, rows, groups, draws)
-        for i in refused:
-            status[i] = QUARANTINED
+        status[[*refused]] = QUARANTINED
         self._view.finish(images, draws)
         for target in self._targets:
             if target.negated_by_flip != "no":
@@ -302,3 +301,10 @@ def ledger(
 
 def _all(rows: Rows) -> npt.NDArray[np.bool_]:
     return np.ones(len(rows), np.bool_)
+
+
+def _now(make: Callable[..., _Made], *args: object) -> Future[_Made]:
+    """Like `submit`, but in this thread."""
+    done: Future[_Made] = Future()
+    done.set_result(make(*args))
+    return done

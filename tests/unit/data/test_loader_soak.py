@@ -52,7 +52,7 @@ def loader(folder: Path, batches: int, **options: Any) -> Loader:
 @pytest.mark.slow
 @pytest.mark.parametrize(("memory", "batches"), [("decoded", 100_000), ("encoded", 5_000), ("none", 5_000)])
 def test_memory_stays_flat(tmp_path: Path, memory: str, batches: int) -> None:
-    tiny(tmp_path, rows={"train": 2_000}, size_px=8)
+    tiny(tmp_path, rows={"train": 2_000}, size_px=8, row_group_bytes=40_000, shard_bytes=200_000)
     threads, files = {*threading.enumerate()}, open_files()
     warm = 0
     samples = 0
