@@ -5,6 +5,7 @@ order of samples and the augmentation of each are fixed by this file alone (gold
 """
 
 import hashlib
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -23,16 +24,18 @@ def key(*parts: int | str) -> int:
 
 def mix(values: U64) -> U64:
     """The finalizer of SplitMix64 (Steele, Lea and Flood 2014): a bijection of 64-bit integers that avalanches."""
-    with np.errstate(over="ignore"):
-        x = values + _GOLDEN
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return x ^ (x >> np.uint64(31))
+    x = values + _GOLDEN  # arrays, unlike numpy's scalars, wrap around without a warning
+    x ^= x >> np.uint64(30)
+    x *= np.uint64(0xBF58476D1CE4E5B9)
+    x ^= x >> np.uint64(27)
+    x *= np.uint64(0x94D049BB133111EB)
+    x ^= x >> np.uint64(31)
+    return x
 
 
 def hashes(seed: int, values: U64) -> U64:
     """Keyed hashes of `values` [n]: mixed before and after the key, so that keys do not merely shift the stream."""
-    return mix(mix(values) ^ mix(np.array([seed], np.uint64)))
+    return mix(mix(values) ^ _mixed_key(seed))
 
 
 def permutation(seed: int, n: int) -> npt.NDArray[np.int64]:
@@ -61,5 +64,15 @@ def permutation(seed: int, n: int) -> npt.NDArray[np.int64]:
 def uniforms(seed: int, positions: npt.NDArray[np.int64], columns: int) -> npt.NDArray[np.float64]:
     """Numbers in [0, 1) keyed by (seed, position, column): float64 [n, columns], 53 random bits each."""
     rows = hashes(seed, positions.astype(np.uint64))
-    grid = mix(rows[:, None] ^ mix(np.arange(columns, dtype=np.uint64))[None, :])
+    grid = mix(rows[:, None] ^ _mixed_columns(columns)[None, :])
     return (grid >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+@lru_cache(maxsize=64)
+def _mixed_key(seed: int) -> U64:
+    return mix(np.array([seed], np.uint64))
+
+
+@lru_cache(maxsize=8)
+def _mixed_columns(columns: int) -> U64:
+    return mix(np.arange(columns, dtype=np.uint64))

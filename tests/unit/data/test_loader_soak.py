@@ -71,13 +71,13 @@ def test_loaders_that_are_closed_early_leave_nothing(tmp_path: Path) -> None:
     tiny(tmp_path, rows={"train": 400}, size_px=8)
     threads, files = {*threading.enumerate()}, open_files()
     warm = 0
-    for number in range(1_000):
+    for number in range(300):
         opened = loader(tmp_path, 50, memory=("none", "encoded", "decoded")[number % 3])
         source = iter(opened)
         assert len(list(islice(source, number % 4))) == number % 4
         opened.close()
         del opened, source
-        if number == 200:
+        if number == 60:
             warm = resident_bytes()
     gc.collect()
     assert_nothing_left(threads, files)
