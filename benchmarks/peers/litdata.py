@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import litdata
+from litdata.streaming import downloader
 from litdata.streaming.serializers import ImageSerializer
 
 from benchmarks.peers import BATCH, Decoder
@@ -59,6 +60,10 @@ def batches(source: str, decoder: Decoder, workers: int) -> Iterator[tuple[Any, 
     keywords: dict[str, Any] = {"serializers": {"image": _Encoded()}} if decoder == "ours" else {}
     if source.startswith("s3://"):
         found = credentials()
+        if found["endpoint"].startswith(
+            "http://"
+        ):  # obstore refuses it unless told, and LitData has no option for that
+            downloader._OBSTORE_CLIENT_OPTIONS["allow_http"] = "true"
         keywords |= {
             "cache_dir": tempfile.mkdtemp(dir=environ.get("BENCH_CACHE")),
             "storage_options": {
