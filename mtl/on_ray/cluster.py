@@ -2,12 +2,14 @@
 
 import logging
 import os
+import socket
 from collections import Counter
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
 import ray
+from ray._private.services import find_bootstrap_address
 from ray.autoscaler.v2.utils import is_autoscaler_v2
 from ray.job_config import JobConfig
 
@@ -29,6 +31,7 @@ ENVIRONMENT = {
 """Set in the driver, for Ray's own processes, unless the user set them; docs/operations.md says the same."""
 
 _SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+_CONNECT_S = 5.0
 _CHECKOUT = Path(__file__).resolve().parents[2]
 
 
@@ -47,7 +50,7 @@ def joined(config: Config) -> Generator[None]:
         os.environ.setdefault(name, value)
     # Workers import mtl from the driver's checkout, wherever it was called from. A submitted job brings its own copy.
     search = [] if _SUBMITTED in os.environ else [str(_CHECKOUT)]
-    address = config.resources.address
+    address = _address(config.resources)
     try:
         ray.init(
             address=address,
@@ -56,17 +59,37 @@ def joined(config: Config) -> Generator[None]:
             job_config=JobConfig(_py_driver_sys_path=search),
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise ResourceError(
-            "The Ray cluster can not be reached.",
-            got=f"{address or 'the cluster at hand'}: {str(error).splitlines()[0]}",
-            expected="the address of a running cluster, host:port",
-            do="start one with `ray start --head`, or leave --resources.address out to use this machine",
-        ) from error
+        raise _unreachable(address or "the cluster at hand", error) from error
     try:
         _check(config)
         yield
     finally:
         ray.shutdown()
+
+
+def _address(resources: Resources) -> str | None:
+    """Where to connect. Ray would wait minutes for a head that is gone, also for one that an address file outlived."""
+    named = resources.address or os.environ.get("RAY_ADDRESS")
+    address = named or find_bootstrap_address(None)
+    host, _, port = (address or "").rpartition(":")
+    if "://" in host or not port.isdecimal():  # nothing, `auto`, `local`, another protocol
+        return address
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
+    except OSError as error:
+        if named:
+            raise _unreachable(named, error) from error
+        return "local"  # a cluster that is killed leaves its address behind
+    return address
+
+
+def _unreachable(address: str, error: Exception) -> ResourceError:
+    return ResourceError(
+        "The Ray cluster can not be reached.",
+        got=f"{address}: {str(error).splitlines()[0]}",
+        expected="the address of a running cluster, host:port",
+        do="start one with `ray start --head`, or leave --resources.address and RAY_ADDRESS out to use this machine",
+    )
 
 
 def labels(resources: Resources) -> dict[str, str]:

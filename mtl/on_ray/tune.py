@@ -233,7 +233,7 @@ class Halving(TrialScheduler):
         )
         self._judged: dict[str, SimpleNamespace] = {}
         for trial in board.trials:
-            if trial.kind == "sampled" and trial.status != "started":
+            if trial.kind == "sampled":
                 for epoch, value in trial.history:
                     self._is_good(trial.id, epoch, board.objective.score(value))
 

@@ -160,18 +160,24 @@ class Board:
             return None if self._must_wait() else self._start(self._sample())
 
     def report(self, name: str, epoch: int, val: Metrics) -> float | None:
-        """Take in the validation metrics of a trial after `epoch` epochs.
+        """Take in the validation metrics of a trial after `epoch` epochs. A resumed trial may repeat some.
 
         Returns:
             Its score, larger is better; None where none is to be judged by: a baseline, or a trial that is to stop.
+
+        Raises:
+            RunLost: another driver has taken over.
+            StoreError: it could not be recorded.
         """
         with self._lock:
             trial = self._under_way[name]
             trial = trial.model_copy(update={"epoch": epoch, "val": _plain(val)})
             value = self.value(trial)
             if value is not None:
-                trial = trial.model_copy(update={"history": (*trial.history, (epoch, value))})
+                earlier = tuple(seen for seen in trial.history if seen[0] < epoch)
+                trial = trial.model_copy(update={"history": (*earlier, (epoch, value))})
             self._under_way[name] = trial
+            self._write(trial)
             shown = f"{self.objective.show(value)}  " if trial.kind != "single" else ""
             primary = "  ".join(f"{task} {text}" for task, text in self.primary(trial).items())
             self.tell(name, f"epoch {epoch}/{self.config.epochs}  {shown}{primary}")
@@ -240,7 +246,7 @@ class Board:
         return ", ".join(parts)
 
     def _start(self, trial: Trial) -> Trial:
-        trial = trial.model_copy(update={"status": "started", "history": (), "error": None})
+        trial = trial.model_copy(update={"status": "started", "error": None})
         self._write(trial)
         self._under_way[trial.id], self._began[trial.id] = trial, time.monotonic()
         values = "  ".join(f"{name} {value:g}" for name, value in trial.values.items())

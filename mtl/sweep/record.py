@@ -37,7 +37,7 @@ class Trial(_Strict):
         values: of the fields that are searched, by dotted name.
         status: `started` until it has ended, also while no driver runs.
         epoch: epochs trained when `val` was measured.
-        history: (epoch, value of the objective), as far as the driver that saw the end saw it.
+        history: (epoch, value of the objective), as far as a driver saw it.
         seconds: from start to end under the driver that saw the end.
     """
 

@@ -109,6 +109,22 @@ def test_a_pruned_trial_keeps_its_metrics_and_is_not_repeated(tmp_path: Path) ->
         assert board.best.id != trial.id
 
 
+def test_what_a_killed_driver_saw_of_a_trial_still_judges_others(tmp_path: Path) -> None:
+    with board_at(tmp_path) as board:
+        execute(board, 3)
+        trial = board.next()
+        assert trial is not None
+        for epoch in (1, 2, 3):
+            board.report(trial.id, epoch, metrics_of(board, trial, epoch))
+    with board_at(tmp_path) as board:  # which dies and leaves the commit of epoch 2
+        assert [epoch for epoch, _ in board.trials[-1].history] == [1, 2, 3]
+        assert board.next() == board.trials[-1]
+        for epoch in (3, 4):
+            board.report(trial.id, epoch, metrics_of(board, trial, epoch))
+        assert [epoch for epoch, _ in board.trials[-1].history] == [1, 2, 3, 4]
+        board.end(trial.id, "stopped")
+
+
 def test_a_trial_that_finished_before_it_could_be_pruned_is_finished(tmp_path: Path) -> None:
     with board_at(tmp_path) as board:
         execute(board, 3)
