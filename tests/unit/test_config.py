@@ -88,7 +88,7 @@ def test_it_is_frozen() -> None:
         (tree(runtime="slurm"), "runtime: 'slurm'", "'ray' or 'local'"),
         (tree(schema_version=2), "schema_version: 2", "1"),
         ({name: value for name, value in tree().items() if name != "tasks"}, "tasks is missing", "a value for tasks"),
-        (tree(tasks__kind__kind="ordinal"), "tasks.kind.kind: 'ordinal'", "'multiclass'"),
+        (tree(tasks__kind__kind="ranking"), "tasks.kind.kind: 'ranking'", "'multiclass'"),
     ],
 )
 def test_invalid_values_are_named_with_what_is_valid(values: dict[str, Any], got: str, expected: str) -> None:

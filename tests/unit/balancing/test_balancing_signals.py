@@ -245,7 +245,7 @@ def test_a_step_that_is_not_finite_teaches_nothing(method: str, how: dict[str, A
 @pytest.mark.parametrize("backend", ["boundary", "exact"])
 def test_a_gram_that_overflows_skips_the_step_though_gradients_are_finite(backend: str) -> None:
     made = trainee(method="mgda", backend=backend, statistic="samples", dtype=torch.float32)
-    head = made.model.get_submodule("heads.amount.0")
+    head = made.model.get_submodule("heads.amount.out")
     assert isinstance(head, nn.Linear)
     with torch.no_grad():
         head.bias.fill_(1e12)
