@@ -299,10 +299,6 @@ def ledger(
         return int(hashes(key("ledger"), once ^ ids).sum(dtype=np.uint64))
 
 
-def _all(rows: Rows) -> npt.NDArray[np.bool_]:
-    return np.ones(len(rows), np.bool_)
-
-
 def _now(make: Callable[..., _Made], *args: object) -> Future[_Made]:
     """Like `submit`, but in this thread."""
     done: Future[_Made] = Future()
