@@ -1,6 +1,5 @@
 """One rank's part of a training job: build everything from the configuration, resume, train, evaluate, commit."""
 
-import json
 import platform
 import time
 from collections.abc import Callable
@@ -40,6 +39,7 @@ from mtl.parts import (
 from mtl.record import Commit, checkpoint_path, read
 from mtl.runtime import Runtime
 from mtl.store import open_store
+from mtl.tracking import Trackers, open_trackers
 from mtl.trainee import Position, Trainee
 
 Result = dict[str, Any]
@@ -62,7 +62,6 @@ class Job:
     owner_id: str
     dtype: torch.dtype = torch.float32
     account: Account = field(default_factory=Account)
-    rows: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
 
     def run(self) -> Result:
         """Train to the end or to an agreed stop, and return the run's result; equal on every rank."""
@@ -75,7 +74,6 @@ class Job:
         self.specs = build_specs(config, self.manifest)
         self.meter = Meter()
         self.attempt = begin_attempt(self.store, self.owner_id) if runtime.rank == 0 else None
-        self.parts = 0
         self.evaluations: dict[str, Any] = {}
         order = training_order(config, sets)
         model = build_model(config, self.specs, self.dtype).to(runtime.device)
@@ -97,7 +95,7 @@ class Job:
             clip_norm=config.optimizer.clip_norm,
             frozen_batch_norm=config.model.batch_norm == "frozen",
         )
-        self._open(trainee, position)
+        self.trackers = self._open(trainee, position)
         loader = build_loader(
             config, self.specs, sets, order, range(position.step, order.steps * config.epochs), runtime
         )
@@ -109,13 +107,13 @@ class Job:
             loader,
             runtime,
             commit=lambda at: self._pausing(self._commit, trainee, order, at),
-            record=self.rows.append,
+            record=self.trackers.log,
             at_epoch_end=lambda epoch: self._pausing(self._evaluate, "val", trainee, epoch),
         )
         self.meter.pause()
         if finished:
             self._evaluate("test", trainee, config.epochs)
-            self._flush(position)
+        self.trackers.close()
         return {
             "status": "finished" if finished else "stopped",
             "steps": position.step,
@@ -173,9 +171,9 @@ class Job:
             )
         return position
 
-    def _open(self, trainee: Trainee, position: Position) -> None:
+    def _open(self, trainee: Trainee, position: Position) -> Trackers:
         if self.attempt is None:
-            return
+            return Trackers([], position.step, self._note)
         owner = self.attempt.record.owner
         assert owner is not None  # or the attempt would not have begun
         self.account = {
@@ -200,6 +198,7 @@ class Job:
         parameters = sum(p.numel() for p in trainee.model.parameters())
         workers = counted(self.runtime.world_size, "worker")
         self._note(f"attempt {self.attempt.number}: {parameters:,} parameters, {workers}")
+        return open_trackers(self.config, self.store, self.attempt.number, position.step, self._note)
 
     def _evaluate(self, split: str, trainee: Trainee, epoch: int) -> None:
         average_buffers(trainee.model, self.runtime)
@@ -211,8 +210,7 @@ class Job:
         self.evaluations = {**self.evaluations, split: metrics}
         counts = {"rows": rows, "quarantined": scores.quarantined}
         row = {"kind": "evaluation", "split": split, "epoch": epoch, **counts, "metrics": metrics}
-        if self.runtime.rank == 0:
-            self.rows.append(row)
+        self.trackers.log(row)
         self.runtime.emit(row)
         flat = {f"{split}/{task}/{name}": value for task, m in metrics.items() for name, value in m.items()}
         self.runtime.report({"epoch": epoch, **flat})
@@ -242,7 +240,7 @@ class Job:
                 "useful_s": self.meter.useful_s,
             },
         )
-        self._flush(position)
+        self.trackers.flush()
         commit = Commit(
             path=path,
             step=position.step,
@@ -270,14 +268,6 @@ class Job:
             write(self.store, self.account)
         self.runtime.sum(torch.zeros(1))  # every rank reads what rank 0 has written
         return summary(self.store)
-
-    def _flush(self, position: Position) -> None:
-        if self.attempt is None or not self.rows:
-            return
-        self.parts += 1
-        lines = "".join(json.dumps(row) + "\n" for row in self.rows)
-        self.store.put(f"metrics/a{self.attempt.number}-{self.parts:06d}.jsonl", lines.encode())
-        self.rows.clear()
 
     def _ledger(self, position: Position) -> int:
         share = np.array([position.ledger], np.uint64).view(np.int64)
