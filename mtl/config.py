@@ -146,6 +146,7 @@ class Config(Section):
     )
     deterministic: bool = placement(True, "bit-identical reruns on the same number of workers (slower on GPUs)")
     max_hours: float | None = placement(None, "hours after which the job commits and stops; None never", gt=0)
+    profile: bool = placement(False, "watch ten steps: a trace in profile/ of the run, and in words where time goes")
     log_every_s: float = placement(5.0, "seconds between progress lines", gt=0)
     tasks: dict[str, Task] = identity(..., "the tasks, by name")
     augment: Augment = identity(Augment(), "augmentation")
