@@ -4,7 +4,7 @@
 #   LOCK=OPTIONS  more options for uv in `make lock`, such as "--upgrade" or "--constraint FILE"
 SHELL := bash
 .DELETE_ON_ERROR:
-.PHONY: help demo test check bench lock
+.PHONY: help demo test check bench bench-gpu lock
 
 MARK = not slow
 VENV_PYTHON := .venv/bin/python
@@ -28,8 +28,8 @@ fi
 endef
 
 help: ## list the targets (the default)
-	@sed -n 's/^\([a-z]*\):.*## /\1	/p' Makefile | while IFS='	' read -r target text; do \
-	  printf '  make %-6s %s\n' "$$target" "$$text"; done
+	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' Makefile | while IFS='	' read -r target text; do \
+	  printf '  make %-9s %s\n' "$$target" "$$text"; done
 
 demo: $(INSTALLED) ## draw the small `shapes` data set and train five tasks on it with Ray: no GPU, four minutes
 	$(VENV_PYTHON) jobs/train.py shapes
@@ -45,6 +45,9 @@ check: $(INSTALLED) ## lint, formatting and types
 bench: $(INSTALLED) ## run every benchmark at its quick size
 	@shopt -s nullglob; for script in benchmarks/*.py; do \
 	  echo "$(VENV_PYTHON) $$script --quick"; $(VENV_PYTHON) "$$script" --quick || exit; done
+
+bench-gpu: $(INSTALLED) ## measure all that needs a GPU, on this machine's; says so where there is none
+	$(VENV_PYTHON) benchmarks/gpu.py
 
 lock: ## resolve pyproject.toml anew into requirements.lock
 	@set -e; $(find_python); \

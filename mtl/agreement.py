@@ -6,15 +6,26 @@ The reduction for a batch begins while the batch before it is trained on, so not
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mtl.blame import Sums
-from mtl.data.loader import EMPTY, QUARANTINED, Batch, Loader
+from mtl.data.loader import EMPTY, QUARANTINED, Batch
 from mtl.runtime import Pending, Runtime
 from mtl.tasks import TaskSpec
+
+
+class Batches(Protocol):
+    """This rank's batches, of images [size_px, size_px]: a `Loader`, or what is around one."""
+
+    size_px: int
+
+    def __iter__(self) -> Iterator[Batch]:
+        """In their order."""
+        ...
 
 
 class Every:
@@ -58,7 +69,7 @@ def divisor(counts: Tensor) -> Tensor:
 
 
 def agreed_batches(
-    loader: Loader,
+    loader: Batches,
     specs: list[TaskSpec],
     runtime: Runtime,
     *,

@@ -11,6 +11,7 @@ from pydantic import ValidationError, model_validator
 from mtl.balancing_config import Balancing
 from mtl.config_model import Model
 from mtl.config_optimizer import Optimizer
+from mtl.config_tracking import Tracking
 from mtl.errors import ConfigError
 from mtl.schema import WHOLE, Search, Section, identity, invalid, listed, placement, resumable, searchable
 from mtl.task_config import Loss as Loss
@@ -102,6 +103,9 @@ class Resources(Section):
     cpus_per_worker: int = placement(1, "CPU cores of each worker", ge=1)
     gpu: bool = placement(False, "one GPU for each worker")
     accelerator: str | None = placement(None, "model of the GPUs, such as L4 or A10G; None takes any", min_length=1)
+    price_per_hour: float | None = placement(
+        None, "what a worker costs for an hour, in any currency: shows the cost of an epoch and of the run", gt=0
+    )
     address: str | None = placement(None, "Ray cluster to join; None joins the one at hand or starts one here")
     max_failures: int = placement(3, "worker group restarts after failures", ge=0)
     pending_deadline_s: float = placement(
@@ -142,6 +146,7 @@ class Config(Section):
     )
     deterministic: bool = placement(True, "bit-identical reruns on the same number of workers (slower on GPUs)")
     max_hours: float | None = placement(None, "hours after which the job commits and stops; None never", gt=0)
+    profile: bool = placement(False, "watch ten steps: a trace in profile/ of the run, and in words where time goes")
     log_every_s: float = placement(5.0, "seconds between progress lines", gt=0)
     tasks: dict[str, Task] = identity(..., "the tasks, by name")
     augment: Augment = identity(Augment(), "augmentation")
@@ -151,6 +156,7 @@ class Config(Section):
     order: Order = identity(Order(), "sample order")
     checkpoint: Checkpoint = resumable(Checkpoint(), "checkpoints")
     loader: Loader = placement(Loader(), "loader")
+    tracking: Tracking = placement(Tracking(), "where metrics go")
     resources: Resources = placement(Resources(), "resources")
 
     @model_validator(mode="after")

@@ -61,6 +61,8 @@ class RunConsole:
         self.line(f"finished: {result['steps']:,} steps in {clock(result['seconds'])}, ledger {result['ledger']}")
         if "goodput" in result:
             self.line(goodput_line(result))
+        if "images_per_s" in result:
+            self.line(speed(result))
         for text in (
             f"run       {run}  (config.yaml, checkpoints/, metrics/*.jsonl)",
             f"again     python jobs/evaluate.py {run} --split test",
@@ -101,9 +103,20 @@ def progress_line(event: dict[str, Any]) -> str:
     waiting = f"waits {sum(waits.values()):.0%}" + (f" ({causes})" if causes else "")
     return (
         f"step {event['step']:,}/{event['steps']:,}  {clock(event['eta_s'])} left  epoch {event['epoch']:.2f}  "
-        f"{event['images_per_s']:,.0f} images/s  {waiting}  lr {event['lr']:.2g}  "
+        f"{speed(event)}  {waiting}  lr {event['lr']:.2g}  "
         f"loss: {losses}{bad}"
     )
+
+
+def speed(of: dict[str, Any]) -> str:
+    """How fast, of a progress row or a result, and where they are known the share of the device's peak and the cost."""
+    parts = [f"{of['images_per_s']:,.0f} images/s"]
+    if "mfu" in of:
+        parts.append(f"MFU {of['mfu']:.0%}")
+    if "cost_per_epoch" in of:
+        in_all = f", {of['cost']:.4g} in all" if "cost" in of else ""
+        parts.append(f"cost {of['cost_per_epoch']:.3g} an epoch{in_all}")
+    return "  ".join(parts)
 
 
 def counted(n: int, unit: str) -> str:

@@ -14,6 +14,8 @@ Account = dict[str, Any]
 
     job, job_began    id of the driver's claim to the run, and since when
     until             when the attempt last committed or ended
+    began, workers    of the attempt
+    scale             what its images/s were measured against (mtl/accounting.py)
     useful_s          seconds in steps that are in the commit of then, of all attempts
     after             cause and replayed_s of the restart before this attempt, where there was one
 """
@@ -69,6 +71,16 @@ def write(store: Store, account: Account) -> None:
     store.put(f"attempts/{account['attempt']}.json", json.dumps(account, indent=1).encode())
 
 
+def read(store: Store) -> list[Account]:
+    """The accounts of all attempts, in their order.
+
+    Raises:
+        StoreError: storage failed.
+    """
+    accounts: list[Account] = [json.loads(store.get(key)) for key in store.list("attempts/")]
+    return sorted((one for one in accounts if "job" in one), key=lambda one: one["attempt"])
+
+
 def summary(store: Store) -> dict[str, Any]:
     """A run's goodput so far. The time between jobs does not count: nobody was trying.
 
@@ -78,8 +90,7 @@ def summary(store: Store) -> dict[str, Any]:
     Raises:
         StoreError: storage failed.
     """
-    accounts: list[Account] = [json.loads(store.get(key)) for key in store.list("attempts/")]
-    accounts = sorted((one for one in accounts if "job" in one), key=lambda one: one["attempt"])
+    accounts = read(store)
     ends: dict[str, tuple[float, float]] = {}
     for one in accounts:
         began_s, until_s = (datetime.fromisoformat(one[name]).timestamp() for name in ("job_began", "until"))

@@ -1,6 +1,5 @@
 """One rank's part of a training job: build everything from the configuration, resume, train, evaluate, commit."""
 
-import json
 import platform
 import time
 from collections.abc import Callable
@@ -11,6 +10,9 @@ from typing import Any, final
 import numpy as np
 import torch
 
+from mtl import goodput
+from mtl.accounting import scale, totals
+from mtl.agreement import Batches
 from mtl.attempt import begin_attempt, retain
 from mtl.balancing.signals import Weigher
 from mtl.checkpoint import load_newest, restore_model, save
@@ -19,7 +21,7 @@ from mtl.console import counted
 from mtl.data.colour import Standardise
 from mtl.data.mixture import AnyOrder
 from mtl.errors import CheckpointError, StoreError
-from mtl.goodput import Account, Meter, now, summary, write
+from mtl.goodput import Account, Meter, now
 from mtl.loop import train
 from mtl.mixing import training_order, training_sets
 from mtl.model import MultiTaskModel
@@ -37,9 +39,11 @@ from mtl.parts import (
     rank_invariant,
     signal_of,
 )
+from mtl.profiling import profiled
 from mtl.record import Commit, checkpoint_path, read
 from mtl.runtime import Runtime
 from mtl.store import open_store
+from mtl.tracking import Trackers, open_trackers
 from mtl.trainee import Position, Trainee
 
 Result = dict[str, Any]
@@ -62,7 +66,6 @@ class Job:
     owner_id: str
     dtype: torch.dtype = torch.float32
     account: Account = field(default_factory=Account)
-    rows: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
 
     def run(self) -> Result:
         """Train to the end or to an agreed stop, and return the run's result; equal on every rank."""
@@ -75,10 +78,12 @@ class Job:
         self.specs = build_specs(config, self.manifest)
         self.meter = Meter()
         self.attempt = begin_attempt(self.store, self.owner_id) if runtime.rank == 0 else None
-        self.parts = 0
         self.evaluations: dict[str, Any] = {}
         order = training_order(config, sets)
         model = build_model(config, self.specs, self.dtype).to(runtime.device)
+        # Before the runtime hooks into the model. What cuDNN convolves in is TF32.
+        precision = "tf32" if runtime.device.type == "cuda" else "fp32"
+        self.scale = scale(model, config.augment.size_px, runtime.device, precision, config.resources.price_per_hour)
         optimizer = build_optimizer(model, config.optimizer)
         self.names = {parameter: name for name, parameter in model.named_parameters()}
         weigher = build_weigher(config, self.specs, runtime.world_size, runtime.device)
@@ -97,10 +102,20 @@ class Job:
             clip_norm=config.optimizer.clip_norm,
             frozen_batch_norm=config.model.batch_norm == "frozen",
         )
-        self._open(trainee, position)
-        loader = build_loader(
+        self.trackers = self._open(trainee, position)
+        loader: Batches = build_loader(
             config, self.specs, sets, order, range(position.step, order.steps * config.epochs), runtime
         )
+        if config.profile and self.attempt is not None:
+            loader = profiled(
+                loader,
+                trainee,
+                runtime.device,
+                clock=lambda: self.meter.useful_s,
+                store=self.store,
+                attempt=self.attempt.number,
+                say=self._note,
+            )
         self.meter.resume()
         finished = train(
             config,
@@ -109,13 +124,13 @@ class Job:
             loader,
             runtime,
             commit=lambda at: self._pausing(self._commit, trainee, order, at),
-            record=self.rows.append,
+            record=lambda row: self._record(row, order),
             at_epoch_end=lambda epoch: self._pausing(self._evaluate, "val", trainee, epoch),
         )
         self.meter.pause()
         if finished:
             self._evaluate("test", trainee, config.epochs)
-            self._flush(position)
+        self.trackers.close()
         return {
             "status": "finished" if finished else "stopped",
             "steps": position.step,
@@ -127,7 +142,7 @@ class Job:
             "seconds": time.perf_counter() - began,
             "parameters": sum(p.numel() for p in model.parameters()),
             "metrics": self.evaluations,
-            **self._goodput(),
+            **self._goodput(position, order),
         }
 
     def _resume(
@@ -173,9 +188,9 @@ class Job:
             )
         return position
 
-    def _open(self, trainee: Trainee, position: Position) -> None:
+    def _open(self, trainee: Trainee, position: Position) -> Trackers:
         if self.attempt is None:
-            return
+            return Trackers([], position.step, self._note)
         owner = self.attempt.record.owner
         assert owner is not None  # or the attempt would not have begun
         self.account = {
@@ -189,17 +204,21 @@ class Job:
             "step": position.step,
             "workers": self.runtime.world_size,
             "device": str(self.runtime.device),
+            "scale": self.scale.values(),
             "torch": torch.__version__,
             "python": platform.python_version(),
             "host": platform.node(),
         }
-        write(self.store, self.account)
+        goodput.write(self.store, self.account)
         warning = rank_invariant(self.config, trainee.model)
         if warning:
             self._note(warning)
         parameters = sum(p.numel() for p in trainee.model.parameters())
         workers = counted(self.runtime.world_size, "worker")
         self._note(f"attempt {self.attempt.number}: {parameters:,} parameters, {workers}")
+        if line := self.scale.describe():
+            self._note(line)
+        return open_trackers(self.config, self.store, self.attempt.number, position.step, self._note)
 
     def _evaluate(self, split: str, trainee: Trainee, epoch: int) -> None:
         average_buffers(trainee.model, self.runtime)
@@ -211,8 +230,7 @@ class Job:
         self.evaluations = {**self.evaluations, split: metrics}
         counts = {"rows": rows, "quarantined": scores.quarantined}
         row = {"kind": "evaluation", "split": split, "epoch": epoch, **counts, "metrics": metrics}
-        if self.runtime.rank == 0:
-            self.rows.append(row)
+        self.trackers.log(row)
         self.runtime.emit(row)
         flat = {f"{split}/{task}/{name}": value for task, m in metrics.items() for name, value in m.items()}
         self.runtime.report({"epoch": epoch, **flat})
@@ -242,7 +260,7 @@ class Job:
                 "useful_s": self.meter.useful_s,
             },
         )
-        self._flush(position)
+        self.trackers.flush()
         commit = Commit(
             path=path,
             step=position.step,
@@ -257,27 +275,25 @@ class Job:
         except StoreError as error:
             self._note(f"old checkpoints could not be deleted, the next commit tries again: {error.what}")
         self.account.update(until=now(), useful_s=self.meter.useful_s)
-        write(self.store, self.account)
+        goodput.write(self.store, self.account)
         self.runtime.emit({"kind": "commit", "step": position.step, "seconds": time.perf_counter() - began})
 
     def _pausing(self, function: Callable[..., None], *args: Any) -> None:
         with self.meter.paused():
             function(*args)
 
-    def _goodput(self) -> dict[str, Any]:
+    def _record(self, row: dict[str, Any], order: AnyOrder) -> None:
+        row.update(self.scale.row(row["images_per_s"], self.runtime.world_size, order.samples))
+        self.trackers.log(row)
+
+    def _goodput(self, position: Position, order: AnyOrder) -> dict[str, Any]:
         if self.attempt is not None:
             self.account["until"] = now()
-            write(self.store, self.account)
+            goodput.write(self.store, self.account)
         self.runtime.sum(torch.zeros(1))  # every rank reads what rank 0 has written
-        return summary(self.store)
-
-    def _flush(self, position: Position) -> None:
-        if self.attempt is None or not self.rows:
-            return
-        self.parts += 1
-        lines = "".join(json.dumps(row) + "\n" for row in self.rows)
-        self.store.put(f"metrics/a{self.attempt.number}-{self.parts:06d}.jsonl", lines.encode())
-        self.rows.clear()
+        made, epochs = goodput.summary(self.store), position.step / order.steps
+        images = round(epochs * order.samples)
+        return made | totals(goodput.read(self.store), useful_s=made["useful_s"], images=images, epochs=epochs)
 
     def _ledger(self, position: Position) -> int:
         share = np.array([position.ledger], np.uint64).view(np.int64)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mtl.agreement import Every, agreed_batches, divisor, present
+from mtl.agreement import Batches, Every, agreed_batches, divisor, present
 from mtl.balancing.base import Needs, TaskStats
 from mtl.balancing.telemetry import overlap, together
 from mtl.blame import Sums, ceilings, machine, verdict
@@ -113,7 +113,7 @@ def train(
     config: Config,
     trainee: Trainee,
     position: Position,
-    loader: Loader,
+    loader: Batches,
     runtime: Runtime,
     *,
     commit: Callable[[Position], None],
@@ -124,7 +124,7 @@ def train(
 
     Args:
         commit: makes the state at a position durable; called by every rank, at the same step.
-        record: receives one row of metrics for each progress line, on rank 0.
+        record: receives one row of metrics for each progress line, and may add to it.
         at_epoch_end: called by every rank with the number of epochs done.
 
     Returns:

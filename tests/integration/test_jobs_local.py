@@ -75,7 +75,7 @@ def test_a_saved_configuration_reproduces_the_run(home: Path, trained: Done) -> 
     done = job("train.py", "--config", "runs/tiny/config.yaml", "--name", "again", cwd=home)
     assert done.status == 0, done.said
     first, again = (record(home / "runs" / name)["result"] for name in ("tiny", "again"))
-    times = dict.fromkeys(("seconds", "goodput", "useful_s", "wall_s"), 0)
+    times = dict.fromkeys(("seconds", "goodput", "useful_s", "wall_s", "images_per_s", "mfu"), 0)
     assert {**again, **times} == {**first, **times}
 
 

@@ -1,0 +1,147 @@
+"""What speed comes to: the share of what the device could compute, and money."""
+
+import copy
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any, final
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from mtl.errors import MtlError
+from mtl.goodput import Account
+
+PEAKS: dict[str, dict[str, float]] = {
+    "B200": {"half": 2250e12, "tf32": 1120e12, "fp32": 75e12},
+    "H200": {"half": 989e12, "tf32": 494e12, "fp32": 67e12},
+    "H100 PCIe": {"half": 756e12, "tf32": 378e12, "fp32": 51e12},
+    "H100": {"half": 989e12, "tf32": 494e12, "fp32": 67e12},
+    "A100": {"half": 312e12, "tf32": 156e12, "fp32": 19.5e12},
+    "L40S": {"half": 362e12, "tf32": 183e12, "fp32": 91.6e12},
+    "L4": {"half": 121e12, "tf32": 60e12, "fp32": 30.3e12},
+    "A10G": {"half": 70e12, "tf32": 35e12, "fp32": 31.5e12},
+    "V100": {"half": 125e12, "fp32": 15.7e12},
+    "T4": {"half": 65e12, "fp32": 8.1e12},
+}
+"""Dense FLOP/s of NVIDIA's GPUs, by a part of the name; the first that fits counts. From its data sheets of each model
+(those that print figures with sparsity are halved): B200 as in DGX B200, H200, H100 and V100 as SXM unless said."""
+
+_SIDE, _TRIES = 512, 5
+
+
+@final
+@dataclass(frozen=True)
+class Scale:
+    """What images/s are measured against.
+
+    Attributes:
+        flops_per_image: of a forward and a backward, multiplications and additions; None where they can not be counted.
+        peak_flops: FLOP/s of one worker's device, None where it is not known.
+        measured: whether the peak is what this processor reached in a product of two matrices.
+        price_per_hour: of a worker.
+    """
+
+    flops_per_image: float | None
+    peak_flops: float | None
+    measured: bool
+    price_per_hour: float | None
+
+    def row(self, images_per_s: float, workers: int, images_per_epoch: int) -> dict[str, float]:
+        """What is known at this speed: mfu, the share of the peak, and cost_per_epoch."""
+        found: dict[str, float] = {}
+        if self.flops_per_image is not None and self.peak_flops is not None:
+            found["mfu"] = images_per_s * self.flops_per_image / (self.peak_flops * workers)
+        if self.price_per_hour is not None and images_per_s > 0:
+            found["cost_per_epoch"] = self.price_per_hour * workers * images_per_epoch / images_per_s / 3600
+        return found
+
+    def values(self) -> dict[str, Any]:
+        """For the account of an attempt, which `totals` reads."""
+        return asdict(self)
+
+    def describe(self) -> str | None:
+        """One line, None where nothing is known."""
+        if self.flops_per_image is None:
+            return None
+        line = f"an image takes {self.flops_per_image / 1e9:.3g} GFLOP, forward and backward"
+        if self.peak_flops is None:
+            return f"{line}; this device's peak is not known, so MFU is not shown"
+        whose = "this worker's processor reaches" if self.measured else "this device's data sheet has"
+        return f"{line}; {whose} {self.peak_flops / 1e9:,.0f} GFLOP/s, which MFU is a share of"
+
+
+def scale(model: nn.Module, size_px: int, device: torch.device, precision: str, price_per_hour: float | None) -> Scale:
+    """What a worker's images/s are measured against. Takes a moment: the model is traced, and a CPU's peak measured.
+
+    Args:
+        precision: fp32, tf32, bf16 or fp16: in which convolutions and products are computed.
+    """
+    flops = flops_per_image(model, size_px)
+    if device.type == "cuda":
+        return Scale(flops, peak(torch.cuda.get_device_name(device), precision), False, price_per_hour)
+    return Scale(flops, measured_peak(), True, price_per_hour)
+
+
+def totals(accounts: Sequence[Account], *, useful_s: float, images: int, epochs: float) -> dict[str, float]:
+    """What a whole run comes to: images_per_s and mfu over its useful time, cost and cost_per_epoch over all its time.
+
+    Args:
+        accounts: of its attempts, which the workers and the price may differ between.
+        images: trained on in useful_s.
+        epochs: that those are.
+    """
+    if not accounts or useful_s <= 0 or epochs <= 0:
+        return {}
+    last, rate = accounts[-1], images / useful_s
+    found = {"images_per_s": rate}
+    if "mfu" in (row := Scale(**last["scale"]).row(rate, last["workers"], images)):
+        found["mfu"] = row["mfu"]
+    prices = [account["scale"]["price_per_hour"] for account in accounts]
+    if all(price is not None for price in prices):
+        hours = [_seconds(account) / 3600 * account["workers"] for account in accounts]
+        found["cost"] = sum(price * time for price, time in zip(prices, hours, strict=True))
+        found["cost_per_epoch"] = found["cost"] / epochs
+    return found
+
+
+def _seconds(account: Account) -> float:
+    began, until = (datetime.fromisoformat(account[name]).timestamp() for name in ("began", "until"))
+    return until - began
+
+
+def flops_per_image(model: nn.Module, size_px: int) -> float | None:
+    """FLOP of an image's forward and backward in convolutions and products; None where the model can not be traced.
+
+    Counted by torch on tensors without data, of a copy; a multiplication and an addition are two.
+    """
+    images = torch.empty(2, 3, size_px, size_px, device="meta", dtype=next(model.parameters()).dtype)
+    counter = FlopCounterMode(display=False)
+    try:
+        traced = copy.deepcopy(model).to("meta").train()
+        with counter:
+            outputs: Any = traced(images)
+            torch.cat([output.reshape(-1) for output in outputs.values()]).sum().backward()
+    except (RuntimeError, NotImplementedError, ValueError, TypeError, MtlError):
+        return None  # a model of the user's may look at values, which such tensors have not
+    return counter.get_total_flops() / len(images)
+
+
+def peak(name: str, precision: str) -> float | None:
+    """FLOP/s of the GPU called `name`, None where it is not known, or does not know the precision."""
+    kind = "half" if precision in ("bf16", "fp16") else precision
+    fitting = [values for part, values in PEAKS.items() if f" {part} " in f" {name.replace('-', ' ')} "]
+    return fitting[0].get(kind) if fitting else None
+
+
+def measured_peak() -> float:
+    """FLOP/s that this process reaches on the CPU, with its threads, in a product of two matrices of fp32."""
+    matrix = torch.ones(_SIDE, _SIDE)
+    best_s = float("inf")
+    for _ in range(_TRIES):
+        began = time.perf_counter()
+        torch.mm(matrix, matrix)
+        best_s = min(best_s, time.perf_counter() - began)
+    return 2 * _SIDE**3 / best_s

@@ -1,0 +1,100 @@
+"""What speed comes to: FLOPs as one counts them by hand, peaks by name, money."""
+
+from collections import OrderedDict
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mtl.accounting import PEAKS, Scale, flops_per_image, measured_peak, peak, totals
+
+
+class Tiny(nn.Module):
+    """A convolution of 3 to 4 channels and a head; `reads` looks at values, as meta tensors do not allow."""
+
+    def __init__(self, reads: bool = False) -> None:
+        super().__init__()
+        self.body = nn.Sequential(OrderedDict(conv=nn.Conv2d(3, 4, 3, padding=1, bias=False), flat=nn.Flatten()))
+        self.head = nn.Linear(4 * 8 * 8, 5)
+        self.reads = reads
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        features = self.body(x)
+        if self.reads and float(features.sum()) > 1e9:
+            features = features * 0
+        return {"a": self.head(features)}
+
+
+def test_flops_are_those_counted_by_hand() -> None:
+    convolution, head = 2 * 8 * 8 * 4 * 3 * 9, 2 * 4 * 8 * 8 * 5
+    # Backward: the convolution has gradients of its weights alone, as images need none; the head of both.
+    assert flops_per_image(Tiny(), 8) == 2 * convolution + 3 * head
+
+
+def test_a_model_that_can_not_be_traced_has_no_count_and_is_left_alone() -> None:
+    model = Tiny(reads=True)
+    assert flops_per_image(model, 8) is None
+    assert all(parameter.grad is None and parameter.device.type == "cpu" for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "expected"),
+    [
+        ("NVIDIA H200", "bf16", 989e12),
+        ("NVIDIA H100 80GB HBM3", "fp16", 989e12),
+        ("NVIDIA H100 PCIe", "bf16", 756e12),
+        ("NVIDIA A100-SXM4-80GB", "tf32", 156e12),
+        ("NVIDIA L4", "fp32", 30.3e12),
+        ("NVIDIA L40S", "bf16", 362e12),
+        ("Tesla T4", "tf32", None),
+        ("NVIDIA GeForce RTX 2060", "fp32", None),
+    ],
+)
+def test_peaks_are_found_by_name(name: str, precision: str, expected: float | None) -> None:
+    assert peak(name, precision) == expected
+
+
+def test_less_exact_is_faster_on_every_device() -> None:
+    for values in PEAKS.values():
+        assert list(values.values()) == sorted(values.values(), reverse=True)
+
+
+def test_the_measured_peak_is_a_processors() -> None:
+    assert 1e8 < measured_peak() < 1e14
+
+
+def test_rows_say_what_is_known() -> None:
+    whole = Scale(flops_per_image=2e9, peak_flops=1e12, measured=False, price_per_hour=3.6)
+    assert whole.row(100, workers=2, images_per_epoch=1000) == {
+        "mfu": pytest.approx(0.1),
+        "cost_per_epoch": pytest.approx(2 * 10 * 0.001),
+    }
+    assert Scale(None, 1e12, False, None).row(100, 2, 1000) == {}
+    assert Scale(2e9, None, False, None).row(100, 2, 1000) == {}
+
+
+def test_totals_are_of_all_attempts() -> None:
+    def account(began: str, until: str, workers: int, price: float | None) -> dict[str, Any]:
+        scale = Scale(2e9, 1e12, True, price).values()
+        return {"began": f"2026-01-01T{began}+00:00", "until": f"2026-01-01T{until}+00:00"} | {
+            "workers": workers,
+            "scale": scale,
+        }
+
+    first, second = account("00:00:00", "01:00:00", 4, 2.0), account("02:00:00", "02:30:00", 2, 1.0)
+    found = totals([first, second], useful_s=1000.0, images=50_000, epochs=5)
+    assert found == {
+        "images_per_s": 50,
+        "mfu": pytest.approx(50 * 2e9 / 2e12),
+        "cost": pytest.approx(4 * 2 + 0.5 * 2),
+        "cost_per_epoch": pytest.approx(9 / 5),
+    }
+    assert "cost" not in totals([account("00:00:00", "01:00:00", 4, None), second], useful_s=1.0, images=1, epochs=1)
+    assert totals([], useful_s=0.0, images=0, epochs=0) == {}
+
+
+def test_counting_leaves_no_trace_in_torch() -> None:
+    state = torch.get_rng_state()
+    flops_per_image(Tiny(), 8)
+    assert torch.equal(torch.get_rng_state(), state)

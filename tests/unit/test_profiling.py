@@ -1,0 +1,131 @@
+"""`--profile`: the time of real steps by part, a trace that can be opened, and words."""
+
+import gzip
+import json
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.autograd import DeviceType
+
+from mtl.balancing_config import Balancing
+from mtl.profiling import exposed, length, spans, without
+from mtl.store import open_store
+from mtl.verdicts import Breakdown
+from tests.helpers.datasets import tiny
+from tests.helpers.engine import SMALL, result_of, tiny_config
+from tests.helpers.tracked import notes_of
+
+
+@dataclass
+class Event:
+    """One of the profiler's."""
+
+    name: str
+    start: float
+    end: float
+    device_type: DeviceType = DeviceType.CPU
+    time_range: Any = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.time_range = SimpleNamespace(start=self.start, end=self.end)
+
+
+def test_spans_are_where_anything_ran() -> None:
+    made = spans([Event("a", 5, 7), Event("b", 0, 2), Event("c", 1, 3), Event("d", 0.5, 1)])
+    assert made.tolist() == [[0, 3], [5, 7]]
+    assert without(made, spans([Event("e", 2, 6)])).tolist() == [[0, 2], [6, 7]]
+    assert without(made, spans([])).tolist() == made.tolist()
+    assert length(np.empty((0, 2))) == 0
+
+
+def test_a_collective_counts_where_nothing_else_runs() -> None:
+    s = 1e6
+    events = [
+        Event("mtl: backward", 0, 10 * s),
+        Event("aten::convolution_backward", 0, 6 * s),
+        Event("gloo:all_reduce", 4 * s, 9 * s),  # two seconds of it behind the convolution
+        Event("c10d::allreduce_", 4 * s, 4.1 * s),
+        Event("mtl: balancing", 9 * s, 10 * s),
+        Event("gloo:all_reduce", 9 * s, 9.5 * s),
+        Event("gloo:all_reduce", 11 * s, 11.5 * s),  # between the steps' parts
+    ]
+    found = exposed(events, Counter(backward=9.0, balancing=1.0), 12.0)
+    assert found == pytest.approx({"backward": 6.0, "balancing": 0.5, "collective": 4.0, "other": 1.5})
+    assert sum(found.values()) == pytest.approx(12.0)
+
+
+def test_on_a_gpu_kernels_decide() -> None:
+    s, gpu = 1e6, DeviceType.CUDA
+    events = [
+        Event("mtl: backward", 0, 4 * s),
+        Event("aten::mm", 0, 0.1 * s),
+        Event("sgemm", 0, 3 * s, gpu),
+        Event("ncclDevKernel_AllReduce", 2 * s, 4 * s, gpu),
+    ]
+    assert exposed(events, Counter(backward=4.0), 4.0) == pytest.approx({"backward": 3, "collective": 1, "other": 0})
+
+
+def test_words_say_the_largest_part_and_what_to_change() -> None:
+    seconds = {"loader": 0.6, "forward": 0.2, "backward": 0.15, "optimizer": 0.0, "collective": 0.0, "other": 0.05}
+    lines = list(Breakdown(10, 10, 1.0, seconds, [("aten::mm", 0.5)], gpu=False).lines())
+    assert lines[0] == "profile: 10 steps of 100.0 ms each, after 10 of warm-up"
+    assert lines[1].split()[:4] == ["loader", "60.0%", "60.00", "ms"]
+    assert lines[-1].startswith("  to change: loader: ")
+    busy = Breakdown(10, 10, 1.0, {"forward": 0.3, "backward": 0.65, "other": 0.05}, [], gpu=True)
+    (advice,) = busy.advice()
+    assert advice.startswith("forward and backward are 95%: lower precision")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Callable[..., tuple[Any, list[str]]]:
+    tiny(tmp_path / "data")
+
+    def made(name: str, **changes: Any) -> tuple[Any, list[str]]:
+        config = tiny_config(tmp_path / "data", tmp_path / "runs", name, model=SMALL, **changes)
+        notes = notes_of(config)
+        torch.use_deterministic_algorithms(False)
+        return config, notes
+
+    return made
+
+
+PARTS = {"loader", "forward", "backward", "optimizer", "balancing", "collective", "other"}
+
+
+def test_a_real_run_is_profiled_and_trains_as_without(run: Callable[..., tuple[Any, list[str]]]) -> None:
+    balancing = Balancing(method="upgrad")
+    config, notes = run("watched", epochs=8, profile=True, balancing=balancing)
+    (first,) = (at for at, note in enumerate(notes) if note.startswith("profile: 10 steps of "))
+    table = [note.split() for note in notes[first + 1 : first + 8]]
+    assert {row[0] for row in table} == PARTS
+    shares = {row[0]: float(row[1].removesuffix("%")) for row in table}
+    assert sum(shares.values()) == pytest.approx(100, abs=0.5)
+    assert shares["forward"] > 0
+    assert shares["backward"] > 0
+    assert shares["optimizer"] > 0
+    assert shares["balancing"] > 0
+    assert shares["collective"] == 0  # there is one worker
+
+    store = open_store(config.storage).child(config.name)
+    (key,) = store.list("profile/")
+    assert key == "profile/a1-000020.json.gz"
+    trace = json.loads(gzip.decompress(store.get(key)))
+    names = Counter(event.get("name") for event in trace["traceEvents"] if event.get("cat") == "user_annotation")
+    assert names["mtl: forward"] == names["mtl: backward"] == names["mtl: optimizer"] == 10
+
+    other, notes = run("unwatched", epochs=8, balancing=balancing)
+    assert not any("profile" in note for note in notes)
+    assert result_of(other)["metrics"] == result_of(config)["metrics"]
+
+
+def test_a_run_that_is_too_short_is_left_alone(run: Callable[..., tuple[Any, list[str]]]) -> None:
+    config, notes = run("short", epochs=2, profile=True)
+    assert result_of(config)["status"] == "finished"
+    assert any("too short" in note for note in notes)
