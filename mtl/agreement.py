@@ -4,7 +4,7 @@ The reduction for a batch begins while the batch before it is trained on, so not
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mtl.blame import Sums
-from mtl.data.loader import EMPTY, QUARANTINED, Batch, Loader
+from mtl.data.loader import EMPTY, QUARANTINED, Batch
 from mtl.runtime import Pending, Runtime
 from mtl.tasks import TaskSpec
 
@@ -58,7 +58,7 @@ def divisor(counts: Tensor) -> Tensor:
 
 
 def agreed_batches(
-    loader: Loader,
+    loader: Iterable[Batch],
     specs: list[TaskSpec],
     runtime: Runtime,
     *,
@@ -120,6 +120,7 @@ def present(batch: Batch) -> Batch:
         labels={task: values[keep] for task, values in batch.labels.items()},
         colour=batch.colour[keep],
         status=batch.status[keep],
+        positions=batch.positions[keep],
     )
 
 
