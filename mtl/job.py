@@ -98,7 +98,7 @@ class Job:
         ema = Ema(model, horizon * order.samples) if horizon else None
         position = self._resume(model, optimizer, weigher, precision, ema, order)
         if config.compile:
-            compile_backbone(model)
+            compile_backbone(model, traversed_again=config.balancing.backend == "exact")
         parallel = runtime.parallel(model)
         trainee = Trainee(
             model=model,

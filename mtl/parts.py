@@ -1,11 +1,13 @@
 """From a configuration to the parts of a job: tasks, model, loaders. The configuration stops here."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch._functorch import config as functorch
 from torch.nn.modules.dropout import _DropoutNd  # pyright: ignore[reportPrivateUsage]
 from torchvision.ops import StochasticDepth
 
@@ -78,13 +80,21 @@ def build_model(config: Config, specs: list[TaskSpec], dtype: torch.dtype = torc
     return model.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def compile_backbone(model: MultiTaskModel) -> None:
+def compile_backbone(
+    model: MultiTaskModel, *, traversed_again: bool, backend: str | Callable[..., Any] = "inductor"
+) -> None:
     """Have the backbone compiled at its first forward, wherever it is called from. State keeps its names.
 
     Heads stay as they are: they are small, and balancing acts between them and the backbone.
+
+    Args:
+        traversed_again: whether one forward may have several backwards, as the exact signal's has.
+        backend: of torch.compile.
     """
+    if traversed_again:
+        functorch.donated_buffer = False  # such a graph can not give its buffers away
     for part in model.backbone_parts().values():
-        part.compile()
+        part.compile(backend=backend)
 
 
 def initialise(config: Config, model: MultiTaskModel) -> list[str]:
