@@ -131,6 +131,7 @@ def present(batch: Batch) -> Batch:
         labels={task: values[keep] for task, values in batch.labels.items()},
         colour=batch.colour[keep],
         status=batch.status[keep],
+        positions=batch.positions[keep],
     )
 
 

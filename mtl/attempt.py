@@ -28,13 +28,14 @@ class Attempt:
     number: int
     record: Record
 
-    def commit(self, commit: Commit, *, damaged: Collection[Commit] = (), keep: int = 2) -> Record:
+    def commit(self, commit: Commit, *, damaged: Collection[Commit] = (), keep: int = 2, best: bool = False) -> Record:
         """Make a completely uploaded checkpoint the newest of the run. Committing the same one again is harmless.
 
         Args:
             commit: what was saved.
             damaged: commits that failed to load in this attempt; they leave the list, so that `keep` sound ones stay.
-            keep: how many checkpoints run.json names at most, at least 2.
+            keep: how many checkpoints run.json names at most beside the best one, at least 2.
+            best: whether it takes the place of the best one.
 
         Returns:
             The record that names it, for `retain`.
@@ -56,7 +57,8 @@ class Attempt:
             if commit in record.checkpoints:
                 return record
             older = [c for c in record.checkpoints if c not in damaged and c.path != commit.path]
-            return record.model_copy(update={"checkpoints": (commit, *older)[:keep]})
+            choice = commit if best else record.best if record.best not in damaged else None
+            return record.model_copy(update={"checkpoints": (commit, *older)[:keep], "best": choice})
 
         return swap(self.store, add)
 
@@ -90,7 +92,7 @@ def retain(store: Store, record: Record) -> None:
     Raises:
         StoreError: storage failed; the next commit cleans up what stayed.
     """
-    named = {commit.path for commit in record.checkpoints}
+    named = {commit.path for commit in (*record.checkpoints, *([record.best] if record.best else []))}
     newest_step = max((commit.step for commit in record.checkpoints), default=0)
     for key in store.list(CHECKPOINTS):
         match = _CHECKPOINT_KEY.match(key)

@@ -59,6 +59,14 @@ def save(store: Store, path: str, files: Mapping[str, Mapping[str, Tensor]], sta
     return _upload(store, f"{path}/{MANIFEST}", manifest).sha256
 
 
+def snapshot(files: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+    """Copies of tensors in the host's memory, which what comes next does not change."""
+    return {
+        file: {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+        for file, tensors in files.items()
+    }
+
+
 def load(store: Store, path: str, manifest_sha256: str) -> Checkpoint:
     """Download the checkpoint at `path` and verify every byte of it.
 

@@ -9,6 +9,7 @@ import yaml
 from pydantic import ValidationError, model_validator
 
 from mtl.balancing_config import Balancing
+from mtl.config_evaluation import Evaluation, contradictions
 from mtl.config_model import Model
 from mtl.config_optimizer import Optimizer
 from mtl.config_tracking import Tracking
@@ -37,6 +38,11 @@ class Augment(Section):
     brightness: float = identity(0.2, "brightness is multiplied by a factor within 1 +- this", ge=0, le=1)
     contrast: float = identity(0.0, "contrast is multiplied by a factor within 1 +- this", ge=0, le=1)
     saturation: float = identity(0.0, "saturation is multiplied by a factor within 1 +- this", ge=0, le=1)
+    erase: float = identity(0.0, "probability that a random rectangle is replaced by the mean colour", ge=0, le=1)
+    mixup: float = identity(0.0, "two samples are averaged, labels too, at a share of Beta(this, this)", ge=0, le=1)
+    cutmix: float = identity(
+        0.0, "a square of a sample is another's, its share of the labels too; area of Beta(this, this)", ge=0, le=1
+    )
     pixels: Literal["fast", "exact"] = identity(
         "fast", "JPEG shrunk while it is decoded, bilinear resizing; or full decoding and area means: 1.6 times the CPU"
     )
@@ -123,7 +129,8 @@ class Checkpoint(Section):
     """When training state becomes durable."""
 
     every_s: float = resumable(300.0, "seconds between commits, besides the one at each epoch's end", gt=0)
-    keep: int = resumable(2, "commits kept", ge=2)
+    keep: int = resumable(2, "newest commits kept", ge=2)
+    background: bool = placement(True, "training goes on while a commit is written; takes memory for two copies of it")
 
 
 class Config(Section):
@@ -144,6 +151,11 @@ class Config(Section):
     max_micro_batch: int | None = placement(
         None, "most samples of one forward pass on a worker; more are accumulated, with the same result", ge=1
     )
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = identity(
+        "fp32", "exact fp32 | products in TF32 (GPUs) | forward passes in bf16 | in fp16, with scaled losses"
+    )
+    compile: bool = placement(False, "compile the backbone (torch.compile): minutes at the start, then faster on GPUs")
+    overfit_batch: bool = identity(False, "train on the first global batch over and over: can the model learn it?")
     deterministic: bool = placement(True, "bit-identical reruns on the same number of workers (slower on GPUs)")
     max_hours: float | None = placement(None, "hours after which the job commits and stops; None never", gt=0)
     profile: bool = placement(False, "watch ten steps: a trace in profile/ of the run, and in words where time goes")
@@ -154,6 +166,7 @@ class Config(Section):
     optimizer: Optimizer = identity(Optimizer(), "optimizer")
     balancing: Balancing = identity(Balancing(), "how losses become one")
     order: Order = identity(Order(), "sample order")
+    evaluation: Evaluation = resumable(Evaluation(), "evaluation")
     checkpoint: Checkpoint = resumable(Checkpoint(), "checkpoints")
     loader: Loader = placement(Loader(), "loader")
     tracking: Tracking = placement(Tracking(), "where metrics go")
@@ -225,9 +238,16 @@ def _contradictions(config: Config) -> Iterator[str]:
         parts = {-(-batch // lanes * n // limit) for n in (max(lanes // workers, 1), -(-lanes // workers))}
         if len(parts) > 1:
             yield f"model.batch_norm=sync and max_micro_batch ({limit}) need workers that divide order.lanes ({lanes})"
+    if config.precision == "tf32" and not config.resources.gpu:
+        yield "precision=tf32 needs GPUs (resources.gpu): CPUs know no TF32"
+    yield from contradictions(config.evaluation, config.tasks)
     if config.resources.accelerator and not config.resources.gpu:
         yield f"resources.accelerator ({config.resources.accelerator}) needs GPUs (resources.gpu)"
     augment = config.augment
+    if (augment.mixup or augment.cutmix) and batch < 2 * lanes:
+        yield f"augment.mixup, cutmix mix within lanes: global_batch ({batch}) must be twice order.lanes ({lanes})"
+    if config.overfit_batch and (augment.mixup or augment.cutmix or augment.erase):
+        yield "overfit_batch shows the same pixels at every step: set augment.mixup, cutmix and erase to 0"
     if config.loader.memory == "decoded" and augment.crop == "resized":
         yield "loader.memory=decoded can not keep what augment.crop=resized cuts from images of any size: use encoded"
     recolours = augment.brightness or augment.contrast or augment.saturation

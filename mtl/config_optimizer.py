@@ -33,6 +33,9 @@ class Optimizer(Section):
     step_epochs: tuple[float, ...] = identity((), "schedule step: when, in epochs from the start")
     step_factor: float | None = identity(None, "schedule step: by how much", gt=0, lt=1)
     clip_norm: float | None = identity(None, "largest norm of the whole gradient", gt=0)
+    ema_epochs: float | None = identity(
+        None, "span, in epochs, of an average of the weights that is evaluated and kept beside them", gt=0
+    )
 
     @model_validator(mode="after")
     def _belongs_together(self) -> Self:

@@ -19,23 +19,29 @@ class Ema:
     batch. While fewer than a horizon have been seen it is their plain mean, and initial weights do not linger in it.
     Buffers of running statistics are exponential averages themselves, so averaging them is sound; counters are copied.
 
+    Attributes:
+        buffers: the averages of floating-point buffers, which are each rank's own.
+
     Args:
-        model: whose weights are averaged; it must not gain or lose any.
+        model: whose weights are averaged; it must not gain, lose or replace any.
         horizon_samples: the span of the average.
     """
 
     def __init__(self, model: nn.Module, horizon_samples: float) -> None:
         if horizon_samples <= 0:
             raise ValueError(f"horizon_samples must be above zero, got {horizon_samples}")
-        self._model, self._horizon, self.samples = model, horizon_samples, 0
-        self._average = {name: tensor.detach().clone() for name, tensor in self._tensors().items()}
+        self._horizon, self.samples = horizon_samples, 0
+        self._live: dict[str, Tensor] = model.state_dict()
+        self._average = {name: tensor.clone() for name, tensor in self._live.items()}
+        own = dict(model.named_buffers())
+        self.buffers = [mean for name, mean in self._average.items() if name in own and mean.is_floating_point()]
 
     @torch.no_grad()
     def update(self, samples: int) -> None:
         """Take in the model as it is after a step on `samples`, over all ranks. Not for skipped steps."""
         self.samples += samples
         share = max(-math.expm1(-samples / self._horizon), samples / self.samples)
-        pairs = [(self._average[name], tensor) for name, tensor in self._tensors().items()]
+        pairs = [(self._average[name], tensor) for name, tensor in self._live.items()]
         floating = [(mean, now) for mean, now in pairs if mean.is_floating_point()]
         lerp = torch._foreach_lerp_  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
         lerp([mean for mean, _ in floating], [now for _, now in floating], share)
@@ -80,12 +86,9 @@ class Ema:
             mean.copy_(tensors[name])
         self.samples = rest["samples"]
 
-    def _tensors(self) -> dict[str, Tensor]:
-        return self._model.state_dict()
-
     @torch.no_grad()
     def _swap(self) -> None:
-        for name, tensor in self._tensors().items():
+        for name, tensor in self._live.items():
             held = tensor.clone()
             tensor.copy_(self._average[name])
             self._average[name].copy_(held)

@@ -5,21 +5,25 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, final
+from functools import partial
+from typing import Any, TypeVar, final
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from mtl import goodput
 from mtl.accounting import scale, totals
 from mtl.agreement import Batches
 from mtl.attempt import begin_attempt, retain
+from mtl.background import Background
 from mtl.balancing.signals import Weigher
-from mtl.checkpoint import load_newest, restore_model, save
+from mtl.checkpoint import load_newest, restore_model, save, snapshot
 from mtl.config import Config
 from mtl.console import counted
 from mtl.data.colour import Standardise
 from mtl.data.mixture import AnyOrder
+from mtl.ema import Ema
 from mtl.errors import CheckpointError, StoreError
 from mtl.goodput import Account, Meter, now
 from mtl.loop import train
@@ -29,24 +33,30 @@ from mtl.optim import build_optimizer
 from mtl.optimizer_state import optimizer_tensors, restore_optimizer
 from mtl.parts import (
     average_buffers,
-    build_loader,
     build_model,
     build_specs,
     build_weigher,
-    evaluate_split,
+    compile_backbone,
     initialise,
     micro_batch,
     rank_invariant,
     signal_of,
+    strong_of,
+    training_loader,
 )
+from mtl.precision import Precision, set_numerics
 from mtl.profiling import profiled
 from mtl.record import Commit, checkpoint_path, read
 from mtl.runtime import Runtime
+from mtl.scoring import Scorer
 from mtl.store import open_store
 from mtl.tracking import Trackers, open_trackers
 from mtl.trainee import Position, Trainee
 
 Result = dict[str, Any]
+Event = dict[str, Any]
+Files = dict[str, dict[str, Tensor]]
+T = TypeVar("T")
 
 
 @final
@@ -70,24 +80,31 @@ class Job:
     def run(self) -> Result:
         """Train to the end or to an agreed stop, and return the run's result; equal on every rank."""
         config, runtime, began = self.config, self.runtime, time.perf_counter()
-        if config.deterministic:
-            torch.use_deterministic_algorithms(True)
+        set_numerics(config.precision, deterministic=config.deterministic)
         sets = training_sets(config)
         self.data, self.manifest = sets[0].store, sets[0].manifest
         self.store = open_store(config.storage).child(config.name)
         self.specs = build_specs(config, self.manifest)
         self.meter = Meter()
         self.attempt = begin_attempt(self.store, self.owner_id) if runtime.rank == 0 else None
-        self.evaluations: dict[str, Any] = {}
+        self.scorer = Scorer(
+            config, self.specs, self.data, self.manifest, runtime, self.dtype, record=lambda row: self.trackers.log(row)
+        )
+        self.background = Background(runtime.emit, threaded=config.checkpoint.background)
         order = training_order(config, sets)
         model = build_model(config, self.specs, self.dtype).to(runtime.device)
-        # Before the runtime hooks into the model. What cuDNN convolves in is TF32.
-        precision = "tf32" if runtime.device.type == "cuda" else "fp32"
-        self.scale = scale(model, config.augment.size_px, runtime.device, precision, config.resources.price_per_hour)
+        # Before the runtime hooks into the model.
+        price = config.resources.price_per_hour
+        self.scale = scale(model, config.augment.size_px, runtime.device, config.precision, price)
         optimizer = build_optimizer(model, config.optimizer)
         self.names = {parameter: name for name, parameter in model.named_parameters()}
         weigher = build_weigher(config, self.specs, runtime.world_size, runtime.device)
-        position = self._resume(model, optimizer, weigher, order)
+        precision = Precision(config.precision, runtime.device)
+        horizon = config.optimizer.ema_epochs
+        ema = Ema(model, horizon * order.samples) if horizon else None
+        position = self._resume(model, optimizer, weigher, precision, ema, order)
+        if config.compile:
+            compile_backbone(model, traversed_again=config.balancing.backend == "exact")
         parallel = runtime.parallel(model)
         trainee = Trainee(
             model=model,
@@ -95,17 +112,18 @@ class Job:
             optimizer=optimizer,
             specs=self.specs,
             weigher=weigher,
-            signal=signal_of(config, weigher, model, parallel, runtime.world_size),
+            signal=signal_of(config, weigher, model, parallel, runtime.world_size, precision.scale),
             standardise=Standardise(self.manifest.statistics, config.augment, runtime.device, self.dtype),
             steps_per_epoch=order.steps,
             micro_batch=micro_batch(config, runtime.world_size),
             clip_norm=config.optimizer.clip_norm,
             frozen_batch_norm=config.model.batch_norm == "frozen",
+            precision=precision,
+            strong=strong_of(config),
+            ema=ema,
         )
         self.trackers = self._open(trainee, position)
-        loader: Batches = build_loader(
-            config, self.specs, sets, order, range(position.step, order.steps * config.epochs), runtime
-        )
+        loader: Batches = training_loader(config, self.specs, sets, order, position.step, runtime)
         if config.profile and self.attempt is not None:
             loader = profiled(
                 loader,
@@ -117,19 +135,22 @@ class Job:
                 say=self._note,
             )
         self.meter.resume()
-        finished = train(
-            config,
-            trainee,
-            position,
-            loader,
-            runtime,
-            commit=lambda at: self._pausing(self._commit, trainee, order, at),
-            record=lambda row: self._record(row, order),
-            at_epoch_end=lambda epoch: self._pausing(self._evaluate, "val", trainee, epoch),
-        )
-        self.meter.pause()
+        with self.background:
+            finished = self.scorer.selection.enough or train(
+                config,
+                trainee,
+                position,
+                loader,
+                runtime,
+                commit=lambda at: self._pausing(self._commit, trainee, order, at),
+                record=lambda row: self._record(row, order),
+                at_epoch_end=lambda epoch: self._pausing(self.scorer.after_epoch, trainee, epoch),
+                watch=self.background.watch,
+            )
+            self.meter.pause()
         if finished:
-            self._evaluate("test", trainee, config.epochs)
+            self.scorer.evaluate("test", trainee, position.step // order.steps)
+            self.scorer.test_best(trainee, self.store)
         self.trackers.close()
         return {
             "status": "finished" if finished else "stopped",
@@ -141,12 +162,18 @@ class Job:
             "skipped": position.skipped,
             "seconds": time.perf_counter() - began,
             "parameters": sum(p.numel() for p in model.parameters()),
-            "metrics": self.evaluations,
+            "metrics": self.scorer.done,
             **self._goodput(position, order),
         }
 
     def _resume(
-        self, model: MultiTaskModel, optimizer: torch.optim.Optimizer, weigher: Weigher, order: AnyOrder
+        self,
+        model: MultiTaskModel,
+        optimizer: torch.optim.Optimizer,
+        weigher: Weigher,
+        precision: Precision,
+        ema: Ema | None,
+        order: AnyOrder,
     ) -> Position:
         # Every rank reads the same list: nobody can commit before all ranks have begun.
         record = self.attempt.record if self.attempt else read(self.store)
@@ -169,7 +196,11 @@ class Job:
             state: Any = saved.state
             restore_optimizer(optimizer, self.names, saved.files["optimizer"], state["optimizer"])
             weigher.load_state_dict(state["balancer"])
-            self.evaluations = state["evaluations"]
+            precision.restore(state["precision"])
+            if ema is not None:
+                ema.restore(saved.files["ema"], state["ema"])
+            self.scorer.selection.restore(state["selection"])
+            self.scorer.done = state["evaluations"]
             self.meter = Meter(state.get("useful_s", 0.0))
             step = commit.step
             first = self.runtime.rank == 0
@@ -220,67 +251,63 @@ class Job:
             self._note(line)
         return open_trackers(self.config, self.store, self.attempt.number, position.step, self._note)
 
-    def _evaluate(self, split: str, trainee: Trainee, epoch: int) -> None:
-        average_buffers(trainee.model, self.runtime)
-        rows = self.manifest.split(split).rows
-        scores = evaluate_split(
-            self.config, self.specs, self.data, self.manifest, split, trainee.model, self.runtime, self.dtype
-        )
-        metrics = scores.metrics
-        self.evaluations = {**self.evaluations, split: metrics}
-        counts = {"rows": rows, "quarantined": scores.quarantined}
-        row = {"kind": "evaluation", "split": split, "epoch": epoch, **counts, "metrics": metrics}
-        self.trackers.log(row)
-        self.runtime.emit(row)
-        flat = {f"{split}/{task}/{name}": value for task, m in metrics.items() for name, value in m.items()}
-        self.runtime.report({"epoch": epoch, **flat})
-
     def _commit(self, trainee: Trainee, order: AnyOrder, position: Position) -> None:
-        average_buffers(trainee.model, self.runtime)
-        ledger, began = self._ledger(position), time.perf_counter()
+        average_buffers(trainee.model, trainee.ema, self.runtime)
+        ledger, best, self.scorer.best = self._ledger(position), self.scorer.best, False
         if self.attempt is None:
             return
         tensors, optimizer = optimizer_tensors(trainee.optimizer, self.names)
         epoch, batch = divmod(position.step, order.steps)
-        path = checkpoint_path(position.step, self.attempt.number)
-        seal = save(
-            self.store,
-            path,
-            {"model": trainee.model.state_dict(), "optimizer": tensors},
-            {
-                "order_id": order.order_id,
-                "epoch": epoch,
-                "position": batch * order.global_batch,
-                "ledger": f"{ledger:016x}",
-                "quarantined": position.quarantined,
-                "skipped": position.skipped,
-                "optimizer": optimizer,
-                "balancer": trainee.weigher.state_dict(),
-                "evaluations": self.evaluations,
-                "useful_s": self.meter.useful_s,
-            },
-        )
+        files: Files = {"model": trainee.model.state_dict(), "optimizer": tensors}
+        state: dict[str, Any] = {
+            "order_id": order.order_id,
+            "epoch": epoch,
+            "position": batch * order.global_batch,
+            "ledger": f"{ledger:016x}",
+            "quarantined": position.quarantined,
+            "skipped": position.skipped,
+            "optimizer": optimizer,
+            "balancer": trainee.weigher.state_dict(),
+            "precision": trainee.precision.state(),
+            "selection": self.scorer.selection.state(),
+            "evaluations": self.scorer.done,
+            "useful_s": self.meter.useful_s,
+        }
+        if trainee.ema is not None:
+            files["ema"], state["ema"] = trainee.ema.state()
+        if self.config.checkpoint.background:
+            files = snapshot(files)
+        samples = epoch * order.samples + min(batch * order.global_batch, order.samples)
+        self.background.give(partial(self._write, files, state, position.step, samples, best), kept=best)
+
+    def _write(self, files: Files, state: dict[str, Any], step: int, samples: int, best: bool) -> list[Event]:
+        """Make durable what was taken of the state, and say so; maybe in another thread."""
+        assert self.attempt is not None
+        began, path = time.perf_counter(), checkpoint_path(step, self.attempt.number)
+        seal = save(self.store, path, files, state)
         self.trackers.flush()
         commit = Commit(
             path=path,
-            step=position.step,
-            epoch=epoch,
-            samples=epoch * order.samples + min(batch * order.global_batch, order.samples),
+            step=step,
+            epoch=state["epoch"],
+            samples=samples,
             manifest_sha256=seal,
             time=datetime.now(UTC).isoformat(timespec="seconds"),
         )
-        record = self.attempt.commit(commit, damaged=self.damaged, keep=self.config.checkpoint.keep)
+        record = self.attempt.commit(commit, damaged=self.damaged, keep=self.config.checkpoint.keep, best=best)
+        events: list[Event] = []
         try:
             retain(self.store, record)
         except StoreError as error:
-            self._note(f"old checkpoints could not be deleted, the next commit tries again: {error.what}")
-        self.account.update(until=now(), useful_s=self.meter.useful_s)
+            text = f"old checkpoints could not be deleted, the next commit tries again: {error.what}"
+            events.append({"kind": "note", "text": text})
+        self.account.update(until=now(), useful_s=state["useful_s"])
         goodput.write(self.store, self.account)
-        self.runtime.emit({"kind": "commit", "step": position.step, "seconds": time.perf_counter() - began})
+        return [*events, {"kind": "commit", "step": step, "seconds": time.perf_counter() - began}]
 
-    def _pausing(self, function: Callable[..., None], *args: Any) -> None:
+    def _pausing(self, function: Callable[..., T], *args: Any) -> T:
         with self.meter.paused():
-            function(*args)
+            return function(*args)
 
     def _record(self, row: dict[str, Any], order: AnyOrder) -> None:
         row.update(self.scale.row(row["images_per_s"], self.runtime.world_size, order.samples))

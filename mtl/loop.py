@@ -21,12 +21,14 @@ from mtl.agreement import Batches, Every, agreed_batches, divisor, present
 from mtl.balancing.base import Needs, TaskStats
 from mtl.balancing.telemetry import overlap, together
 from mtl.blame import Sums, ceilings, machine, verdict
+from mtl.budget import check_budget
 from mtl.config import Config
 from mtl.data.colour import Standardise
 from mtl.data.keyed import key
 from mtl.data.loader import OK, QUARANTINED, Batch, Loader
 from mtl.errors import DataError, MtlError
 from mtl.optim import set_learning_rate
+from mtl.precision import Precision
 from mtl.runtime import Runtime
 from mtl.tally import Tally
 from mtl.tasks import TaskSpec
@@ -63,20 +65,16 @@ def train_step(trainee: Trainee, batch: Batch, counts: Tensor, device: torch.dev
         ranks, so all of them skip together.
     """
     parallel, optimizer, signal = trainee.parallel, trainee.optimizer, trainee.signal
-    images, labels = torch.from_numpy(batch.images), _labels(batch, device)
-    colour = torch.from_numpy(batch.colour)
+    inputs, n = trainee.inputs(batch, device), len(batch.images)
     statistics = RunningStatistics(trainee.model)
     losses = torch.zeros(len(trainee.specs), dtype=torch.float64, device=device)
-    parts = [slice(at, at + trainee.micro_batch) for at in range(0, len(images), trainee.micro_batch)]
+    parts = [slice(at, at + trainee.micro_batch) for at in range(0, n, trainee.micro_batch)]
     looks_back = Needs.POST_STEP_LOSSES in trainee.weigher.needs
     randomness = Randomness(device) if looks_back else None
 
     def sums(part: slice, forward: Callable[[Tensor], dict[str, Tensor]]) -> Tensor:
-        copied = time.perf_counter()
-        pixels, factors = images[part].to(device), colour[part].to(device)
-        trainee.copied_s += time.perf_counter() - copied
-        outputs = forward(trainee.standardise(pixels, factors))
-        return torch.stack([spec.loss(outputs[spec.name], labels[spec.name][part]) for spec in trainee.specs])
+        outputs = trainee.precision.apply(forward, inputs.images(part))
+        return inputs.losses(trainee.specs, outputs, part)
 
     optimizer.zero_grad(set_to_none=True)
     signal.begin(TaskStats(counts, batch.step, epoch=batch.epoch, device=device))
@@ -86,17 +84,21 @@ def train_step(trainee: Trainee, batch: Batch, counts: Tensor, device: torch.dev
             its_losses = sums(part, signal.forward)
             signal.backward(its_losses, last)
             losses += its_losses.detach().double()
-        statistics.gather(len(images[part]) / len(images))
+        statistics.gather(len(range(n)[part]) / n)
     stats = signal.end()
+    trainee.copied_s = inputs.copied_s
 
     trained = [p for p in trainee.model.parameters() if p.grad is not None]
-    norm = nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
+    gradients = [p.grad for p in trained if p.grad is not None]
+    trainee.precision.unscale(gradients)
+    norm = nn.utils.get_total_norm(gradients)
     if not bool(norm.isfinite() & stats.finite()):
         statistics.undo()
         return None
     if trainee.clip_norm is not None:
         nn.utils.clip_grads_with_norm_(trained, trainee.clip_norm, norm)
     optimizer.step()
+    trainee.precision.took()
     statistics.keep()
     after: Tensor | None = None
     if randomness is not None and trainee.weigher.told(stats):
@@ -118,14 +120,16 @@ def train(
     *,
     commit: Callable[[Position], None],
     record: Callable[[dict[str, Any]], None],
-    at_epoch_end: Callable[[int], None],
+    at_epoch_end: Callable[[int], bool],
+    watch: Callable[[], None],
 ) -> bool:
     """Train from `position` to the end of the last epoch, or until a stop is agreed on.
 
     Args:
         commit: makes the state at a position durable; called by every rank, at the same step.
         record: receives one row of metrics for each progress line, and may add to it.
-        at_epoch_end: called by every rank with the number of epochs done.
+        at_epoch_end: called by every rank with the number of epochs done; whether that is enough.
+        watch: called between steps, raises what has failed meanwhile.
 
     Returns:
         Whether training is complete.
@@ -147,6 +151,7 @@ def train(
     trainee.train_mode()
 
     for batch, agreed, waits in batches:
+        watch()
         if (agreed.stop or agreed.commit) and position.step != committed_step:
             began_commit = time.perf_counter()
             commit(position)
@@ -158,13 +163,14 @@ def train(
         rate = set_learning_rate(trainee.optimizer, config.optimizer, epoch, config.epochs, config.global_batch)
         torch.manual_seed(key("step", config.seed, batch.step, runtime.rank) >> 1)
 
-        trainee.copied_s = 0.0
         losses = train_step(trainee, batch, agreed.counts, device)
 
         if losses is None:
             _skipped(trainee, position, batch, runtime)
         else:
             trainee.bad_in_a_row = 0
+            if trainee.ema is not None:
+                trainee.ema.update(agreed.samples)
             window.losses += losses
             window.counts += agreed.counts
             window.together += together(spec.valid(torch.from_numpy(batch.labels[spec.name])) for spec in specs)
@@ -174,7 +180,7 @@ def train(
         window.samples += agreed.samples
         waits.copy_s = trainee.copied_s
         window.waits.add(waits)
-        _check_budget(position, batch, config, trainee)
+        check_budget(config, batch, position.quarantined, position.step, trainee.steps_per_epoch)
 
         done = position.step % trainee.steps_per_epoch == 0
         if agreed.log or done:
@@ -190,10 +196,12 @@ def train(
             runtime.emit({"kind": "blame", "text": f"epoch {number}: {verdict(of_epoch, fed_by)}"})
             of_run.add(of_epoch)
             of_epoch = Sums()
-            at_epoch_end(number)
+            enough = at_epoch_end(number)
             commit(position)
             committed_step = position.step
             commit_due.restart()
+            if enough:
+                break
             trainee.train_mode()
             window = _window(len(specs), device)
     if of_run.samples:
@@ -211,7 +219,13 @@ class Scores:
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, specs: list[TaskSpec], loader: Loader, standardise: Standardise, runtime: Runtime, rows: int
+    model: nn.Module,
+    specs: list[TaskSpec],
+    loader: Loader,
+    standardise: Standardise,
+    precision: Precision,
+    runtime: Runtime,
+    rows: int,
 ) -> Scores:
     """Metrics per task over a whole split, every row counted once whatever the number of workers.
 
@@ -221,9 +235,8 @@ def evaluate(
     model.eval()
     device, tally, counts = runtime.device, Tally(specs), torch.zeros(2, dtype=torch.float64)
     for batch in map(present, loader):
-        outputs = model(
-            standardise(torch.from_numpy(batch.images).to(device), torch.from_numpy(batch.colour).to(device))
-        )
+        images, colour = torch.from_numpy(batch.images).to(device), torch.from_numpy(batch.colour).to(device)
+        outputs = precision.apply(model, standardise(images, colour))
         status = torch.from_numpy(batch.status)
         tally.add(outputs, _labels(batch, device), status == OK)
         counts += torch.stack([(status == OK).sum(), (status == QUARANTINED).sum()])
@@ -272,26 +285,13 @@ def _progress(
 
 def _skipped(trainee: Trainee, position: Position, batch: Batch, runtime: Runtime) -> None:
     position.skipped += 1
-    trainee.bad_in_a_row += 1
-    runtime.emit({"kind": "note", "text": f"step {batch.step}: a gradient is not finite; the step is skipped"})
+    scaled = trainee.precision.skipped()
+    trainee.bad_in_a_row += not scaled
+    now = f"; losses are scaled by {trainee.precision.scale():,.0f} from here on" if scaled else ""
+    runtime.emit({"kind": "note", "text": f"step {batch.step}: a gradient is not finite; the step is skipped{now}"})
     if trainee.bad_in_a_row >= BAD_STEPS:
         raise MtlError(
             f"Training diverged: {BAD_STEPS} steps in a row had no finite gradient.",
             got=f"step {batch.step}",
             do="lower optimizer.lr, or set optimizer.clip_norm; the last commit is from before these steps",
-        )
-
-
-def _check_budget(position: Position, batch: Batch, config: Config, trainee: Trainee) -> None:
-    seen = position.step * config.global_batch
-    allowed = config.loader.error_budget * max(seen, trainee.steps_per_epoch * config.global_batch)
-    if position.quarantined > allowed:
-        bad = (
-            f"{batch.bad[0].shard}, row {batch.bad[0].row}: {batch.bad[0].reason}" if batch.bad else "on another worker"
-        )
-        raise DataError(
-            "Too many images can not be decoded.",
-            got=f"{position.quarantined} of {seen} samples; the last: {bad}",
-            expected=f"at most a share of {config.loader.error_budget} (loader.error_budget)",
-            do="mend the data set (jobs/prepare.py checks every image), or raise the budget",
         )

@@ -1,16 +1,19 @@
 """From a configuration to the parts of a job: tasks, model, loaders. The configuration stops here."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch._functorch import config as functorch
 from torch.nn.modules.dropout import _DropoutNd  # pyright: ignore[reportPrivateUsage]
 from torchvision.ops import StochasticDepth
 
 from mtl.balancing.build import build_balancer
 from mtl.balancing.signals import Ranks, Signal, Weigher, build_signal
+from mtl.balancing.signals.base import Scale
 from mtl.config import Config
 from mtl.data.colour import Standardise
 from mtl.data.groups import groups_of
@@ -23,13 +26,17 @@ from mtl.data.memory import Source
 from mtl.data.mixture import AnyOrder
 from mtl.data.order import Order
 from mtl.data.reader import Reader
+from mtl.data.strong import Strong
 from mtl.data.transforms import EvalView, TrainView
+from mtl.ema import Ema
 from mtl.errors import ConfigError
 from mtl.loop import Scores, evaluate
 from mtl.mixing import DataSet
 from mtl.model import PATTERNS, HeadSpec, MultiTaskModel, build_backbone
 from mtl.model.batchnorm import apply_policy, has_batch_norm
 from mtl.model.initial import load_initial
+from mtl.overfit import Repeated
+from mtl.precision import Precision
 from mtl.runtime import Runtime
 from mtl.store import Store
 from mtl.tasks import TaskSpec, build
@@ -73,6 +80,23 @@ def build_model(config: Config, specs: list[TaskSpec], dtype: torch.dtype = torc
     return model.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
+def compile_backbone(
+    model: MultiTaskModel, *, traversed_again: bool, backend: str | Callable[..., Any] = "inductor"
+) -> None:
+    """Have the backbone compiled at its first forward, wherever it is called from. State keeps its names.
+
+    Heads stay as they are: they are small, and balancing acts between them and the backbone.
+
+    Args:
+        traversed_again: whether one forward may have several backwards, as the exact signal's has.
+        backend: of torch.compile.
+    """
+    if traversed_again:
+        functorch.donated_buffer = False  # such a graph can not give its buffers away
+    for part in model.backbone_parts().values():
+        part.compile(backend=backend)
+
+
 def initialise(config: Config, model: MultiTaskModel) -> list[str]:
     """Load model.init_from, if there is one, into a new model. Returns what was loaded and what was not, for people.
 
@@ -111,8 +135,18 @@ def build_weigher(config: Config, specs: list[TaskSpec], world_size: int, device
     return Weigher(balancer, [spec.weight for spec in specs], kinds, Ranks(world_size, device))
 
 
-def signal_of(config: Config, weigher: Weigher, model: MultiTaskModel, parallel: nn.Module, world_size: int) -> Signal:
+def signal_of(
+    config: Config,
+    weigher: Weigher,
+    model: MultiTaskModel,
+    parallel: nn.Module,
+    world_size: int,
+    scale: Scale = lambda: 1.0,
+) -> Signal:
     """What forms a step's gradients, on one of `world_size` workers.
+
+    Args:
+        scale: of the losses, for half precision.
 
     Raises:
         ConfigError: the backend does not suit the balancer, the model or the micro-batches.
@@ -129,7 +163,25 @@ def signal_of(config: Config, weigher: Weigher, model: MultiTaskModel, parallel:
         lag=balancing.lag > 0,
         accumulates=micro_batch(config, world_size) < local_batch(config, world_size),
         images=parameter.new_zeros(2, 3, config.augment.size_px, config.augment.size_px),
+        scale=scale,
     )
+
+
+def strong_of(config: Config) -> Strong | None:
+    """The augmentation that happens on the device, None where all of it is off."""
+    augment = config.augment
+    on = augment.erase or augment.mixup or augment.cutmix
+    return Strong(augment, config.seed, config.order.lanes) if on else None
+
+
+def training_loader(
+    config: Config, specs: list[TaskSpec], sets: Sequence[DataSet], order: AnyOrder, step: int, runtime: Runtime
+) -> Loader | Repeated:
+    """This rank's batches from `step` to the end of the last epoch."""
+    steps = range(step, order.steps * config.epochs)
+    if config.overfit_batch:
+        return Repeated(build_loader(config, specs, sets, order, range(1), runtime), steps, order.steps)
+    return build_loader(config, specs, sets, order, steps, runtime)
 
 
 def targets(config: Config, specs: list[TaskSpec]) -> tuple[Target, ...]:
@@ -189,13 +241,14 @@ def evaluate_split(
     runtime: Runtime,
     dtype: torch.dtype = torch.float32,
 ) -> Scores:
-    """Metrics per task of `model` over every row of `split`."""
+    """Metrics per task of `model` over every row of `split`, in the run's precision."""
     rows = manifest.split(split).rows
     its = DataSet("data", data, manifest, Index.load(data, split))
     order = evaluation_order(its.index.rows, config, manifest.fingerprint, split)
     loader = build_loader(config, specs, [its], order, range(order.steps), runtime)
     standardise = Standardise(manifest.statistics, None, runtime.device, dtype)
-    return evaluate(model, specs, loader, standardise, runtime, rows)
+    precision = Precision(config.precision, runtime.device)
+    return evaluate(model, specs, loader, standardise, precision, runtime, rows)
 
 
 def evaluation_order(rows: npt.NDArray[np.int64], config: Config, fingerprint: str, split: str) -> Order:
@@ -222,10 +275,15 @@ def rank_invariant(config: Config, model: nn.Module) -> str | None:
     return None
 
 
+def average_buffers(model: nn.Module, ema: Ema | None, runtime: Runtime) -> None:
+    """Give every rank the mean of the ranks' floating-point buffers (running statistics), and of their averages."""
+    average_over_ranks([*model.buffers(), *(ema.buffers if ema else ())], runtime)
+
+
 @torch.no_grad()
-def average_buffers(model: nn.Module, runtime: Runtime) -> None:
-    """Give every rank the mean of the ranks' floating-point buffers (running statistics)."""
-    buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+def average_over_ranks(tensors: Iterable[Tensor], runtime: Runtime) -> None:
+    """Give every rank the mean of the ranks' `tensors`, those that are floating-point."""
+    buffers = [tensor for tensor in tensors if tensor.is_floating_point()]
     if runtime.world_size == 1 or not buffers:
         return
     flat = torch.cat([buffer.double().cpu().reshape(-1) for buffer in buffers])

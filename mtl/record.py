@@ -52,6 +52,7 @@ class Record(_Strict):
     write: str = ""
     expires: str  # UTC, ISO 8601; for people only
     checkpoints: tuple[Commit, ...] = ()  # newest first
+    best: Commit | None = None  # of them, or an older one that is kept for its metric
     result: dict[str, JsonValue] | None = None
 
 

@@ -18,7 +18,17 @@ from mtl.local import solitary
 from mtl.loop import train_step
 from mtl.mixing import training_order, training_sets
 from mtl.optim import build_optimizer
-from mtl.parts import build_loader, build_model, build_specs, build_weigher, initialise, micro_batch, signal_of
+from mtl.parts import (
+    build_loader,
+    build_model,
+    build_specs,
+    build_weigher,
+    initialise,
+    micro_batch,
+    signal_of,
+    strong_of,
+)
+from mtl.precision import Precision
 from mtl.preflight import world_size
 from mtl.task_config import ON_TREES, WITH_CLASSES
 from mtl.tasks import TaskSpec, build
@@ -68,18 +78,21 @@ def rehearse(config: Config, manifest: Manifest | None, *, gpu: bool = False) ->
     samples = wanted if gpu else min(_CPU_SAMPLES, wanted)
     batch = _resized(_first_batch(config, specs) if manifest else _blank(config, specs), samples)
     weigher = build_weigher(config, specs, 1, device)
+    precision = Precision(config.precision, device)
     trainee = Trainee(
         model=model,
         parallel=model,
         optimizer=build_optimizer(model, config.optimizer),
         specs=specs,
         weigher=weigher,
-        signal=signal_of(config, weigher, model, model, world_size(config)),
+        signal=signal_of(config, weigher, model, model, world_size(config), precision.scale),
         standardise=Standardise(manifest.statistics if manifest else _GREY, config.augment, device, torch.float32),
         steps_per_epoch=1,
         micro_batch=samples,
         clip_norm=config.optimizer.clip_norm,
         frozen_batch_norm=config.model.batch_norm == "frozen",
+        precision=precision,
+        strong=strong_of(config),
     )
     trainee.train_mode()
     counts = torch.stack([spec.weight_of(torch.from_numpy(batch.labels[spec.name])).sum() for spec in specs])
@@ -88,6 +101,8 @@ def rehearse(config: Config, manifest: Manifest | None, *, gpu: bool = False) ->
     try:
         with saved_tensors_hooks(saved.note, lambda tensor: tensor):
             sums = train_step(trainee, batch, counts, device)
+            while sums is None and precision.skipped():  # the scale of losses is still to be found
+                sums = train_step(trainee, batch, counts, device)
     except torch.cuda.OutOfMemoryError as error:
         raise ResourceError(
             "A step does not fit into the GPU's memory.",
@@ -169,6 +184,7 @@ def _blank(config: Config, specs: list[TaskSpec]) -> Batch:
         status=np.full(1, OK, np.uint8),
         ledger=0,
         bad=[],
+        positions=np.zeros(1, np.int64),
     )
 
 
@@ -190,6 +206,7 @@ def _resized(batch: Batch, samples: int) -> Batch:
     return replace(
         batch,
         images=batch.images[at],
+        positions=batch.positions[at],
         labels={name: values[at] for name, values in batch.labels.items()},
         colour=batch.colour[at],
         status=batch.status[at],

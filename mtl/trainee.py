@@ -9,7 +9,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mtl.balancing.signals import Signal, Weigher
 from mtl.data.colour import Standardise
+from mtl.data.loader import Batch
+from mtl.data.strong import Strong
+from mtl.ema import Ema
+from mtl.inputs import Inputs
 from mtl.model.batchnorm import freeze
+from mtl.precision import Precision
 from mtl.tasks import TaskSpec
 
 
@@ -28,7 +33,7 @@ class Trainee:
     """What is trained, and with what.
 
     `model` is the plain module, `parallel` the one whose backward averages gradients over ranks. `signal` forms the
-    gradients of a step, `weigher` holds the balancer that it asks.
+    gradients of a step, `weigher` holds the balancer that it asks. `ema` averages the weights beside them.
     """
 
     model: nn.Module
@@ -42,8 +47,15 @@ class Trainee:
     micro_batch: int
     clip_norm: float | None
     frozen_batch_norm: bool
+    precision: Precision
+    strong: Strong | None = None
+    ema: Ema | None = None
     bad_in_a_row: int = 0
     copied_s: float = 0.0  # host time of copies to the device, so far
+
+    def inputs(self, batch: Batch, device: torch.device) -> Inputs:
+        """What the model is to see of a batch."""
+        return Inputs(batch, self.standardise, self.strong, device)
 
     def train_mode(self) -> None:
         """Switch to training, with batch norm left on its stored statistics where it is frozen."""
@@ -121,7 +133,8 @@ def settle(trainee: Trainee, size_px: int, device: torch.device) -> None:
     trainee.train_mode()
     statistics = RunningStatistics(trainee.model)
     blank = torch.zeros(trainee.micro_batch, size_px, size_px, 3, dtype=torch.uint8, device=device)
-    outputs = trainee.parallel(trainee.standardise(blank, torch.ones(len(blank), 3, device=device)))
+    seen = trainee.standardise(blank, torch.ones(len(blank), 3, device=device))
+    outputs = trainee.precision.apply(trainee.parallel, seen)
     (torch.cat([output.reshape(-1) for output in outputs.values()]).sum() * 0.0).backward()
     trainee.optimizer.zero_grad(set_to_none=True)
     statistics.undo()

@@ -36,7 +36,7 @@ class Samples:
 
     def sums(self, shared: Shared, cotangents: Sequence[Shared]) -> Tensor:
         """K * K products."""
-        rows = torch.stack([torch.cat([_precise(part).flatten() for part in own]) for own in cotangents])
+        rows = torch.stack([torch.cat([precise(part).flatten() for part in own]) for own in cotangents])
         return (rows @ rows.T).flatten()
 
     def gram(self, sums: Tensor, shapes: Sequence[torch.Size], tasks: int) -> Tensor:
@@ -64,8 +64,8 @@ class Linear:
         """For each tensor: c^T z [K, D, r], the sums of c [K, D] and of z [r], and the number of rows."""
         parts: list[Tensor] = []
         for at, tensor in enumerate(shared):
-            z = self._sketch(_rows(_precise(tensor)))
-            c = torch.stack([_rows(_precise(own[at])) for own in cotangents])  # [K, rows, D]
+            z = self._sketch(_rows(precise(tensor)))
+            c = torch.stack([_rows(precise(own[at])) for own in cotangents])  # [K, rows, D]
             parts += [(c.mT @ z).flatten(), c.sum(1).flatten(), z.sum(0), z.new_tensor([len(z)])]
         return torch.cat(parts)
 
@@ -102,7 +102,8 @@ def _rows(tensor: Tensor) -> Tensor:
     return tensor.reshape(-1, tensor.shape[-1])
 
 
-def _precise(tensor: Tensor) -> Tensor:
+def precise(tensor: Tensor) -> Tensor:
+    """`tensor` in fp32 or better."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 

@@ -65,7 +65,8 @@ class Batch:
     """One rank's part of a global batch, n slots.
 
     images uint8 [n, size, size, 3]; labels[task] int64 [n] (-1 missing) or float32 [n] (NaN missing), or
-    [n, width]; colour float32 [n, 3]; status uint8 [n]; ledger: sum of the samples' hashes modulo 2^64.
+    [n, width]; colour float32 [n, 3]; status uint8 [n]; ledger: sum of the samples' hashes modulo 2^64; positions
+    int64 [n] in the order of the epoch, -1 where a slot is empty.
     """
 
     step: int
@@ -76,6 +77,7 @@ class Batch:
     status: npt.NDArray[np.uint8]
     ledger: int
     bad: list[Bad]
+    positions: npt.NDArray[np.int64]
     cost: Cost = field(default_factory=Cost)
 
 
@@ -176,7 +178,7 @@ class Loader:
         if len(filled) < n:
             images[positions < 0], status[positions < 0] = 0, EMPTY
         labels = {t.task: t.empty(n) for t in self._targets}
-        made = Batch(step, epoch, images, labels, np.ones((n, 3), np.float32), status, 0, [])
+        made = Batch(step, epoch, images, labels, np.ones((n, 3), np.float32), status, 0, [], positions)
         positions = positions[filled]
         rows, reads = self._lanes.locate(epoch, positions)
         chunks: list[Future[_Made]] = []

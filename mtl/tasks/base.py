@@ -53,15 +53,18 @@ class TaskSpec(ABC):
             return valid.double()
         return torch.where(valid, self.criterion.weight(torch.where(known, label, 0)), 0.0)
 
-    def loss(self, output: Tensor, label: Tensor) -> Tensor:
+    def loss(self, output: Tensor, label: Tensor, share: Tensor | None = None) -> Tensor:
         """Sum of the losses over present labels: a scalar, to be divided by the sum of `weight_of`.
 
         Args:
             output: [n, outputs].
             label: [n] or [n, width].
+            share: [n], of each sample that counts, where it is mixed with others; None for all of it.
         """
         known = self.known(label)
         losses = self.each(output, torch.where(known, label, 0))
+        if share is not None:
+            losses = losses * share.to(losses.dtype).view(-1, *[1] * (losses.ndim - 1))
         if losses.ndim == 1:
             return torch.where(self._any(known), losses, output.new_zeros(())).sum()
         return torch.where(known, losses, output.new_zeros(())).sum() / losses.shape[1]

@@ -13,8 +13,10 @@ from mtl.config import Augment, Optimizer
 from mtl.data.colour import Standardise
 from mtl.data.loader import OK, Batch
 from mtl.data.manifest import Statistics
+from mtl.data.strong import Strong
 from mtl.model import Backbone, HardSharing, HeadSpec
 from mtl.optim import build_optimizer
+from mtl.precision import Name, Precision
 from mtl.tasks import TaskSpec, build
 from mtl.trainee import Trainee
 from tests.helpers.backbones import small
@@ -45,6 +47,8 @@ def trainee(
     method: str = "static",
     arguments: Mapping[str, float] | None = None,
     world_size: int = 1,
+    precision: Name = "fp32",
+    strong: Strong | None = None,
     wrap: Callable[[nn.Module], nn.Module] = lambda model: model,
     **signal: Any,
 ) -> Trainee:
@@ -65,6 +69,7 @@ def trainee(
         tuple(task.kind for task in TASKS.values()),
         Ranks(world_size, CPU),
     )
+    scaling = Precision(precision, CPU)
     made = Trainee(
         model=model,
         parallel=parallel,
@@ -72,13 +77,21 @@ def trainee(
         specs=tasks,
         weigher=weigher,
         signal=build_signal(
-            weigher, model, parallel, tasks=list(TASKS), images=torch.zeros(2, 3, 16, 16, dtype=dtype), **signal
+            weigher,
+            model,
+            parallel,
+            tasks=list(TASKS),
+            images=torch.zeros(2, 3, 16, 16, dtype=dtype),
+            **{"scale": scaling.scale, **signal},
         ),
         standardise=Standardise(STATISTICS, Augment(size_px=16, eval_resize_px=16), CPU, dtype),
         steps_per_epoch=steps_per_epoch,
         micro_batch=micro_batch,
         clip_norm=clip_norm,
         frozen_batch_norm=frozen_batch_norm,
+        precision=scaling,
+        strong=strong,
+        ema=None,
     )
     made.train_mode()
     return made
@@ -101,6 +114,7 @@ def batch(n: int, *, step: int = 0, seed: int = 0) -> Batch:
         status=np.full(n, OK, np.uint8),
         ledger=step + 1,
         bad=[],
+        positions=step * n + np.arange(n),
     )
 
 
@@ -120,6 +134,7 @@ def rows(made: Batch, keep: Sequence[int] | slice) -> Batch:
         status=made.status[keep],
         ledger=made.ledger,
         bad=made.bad,
+        positions=made.positions[keep],
     )
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mtl import job, local, preflight, session
 from mtl.checkpoint import load_newest
-from mtl.config import Augment, Config, Model, Optimizer, Order, Resources, Task
+from mtl.config import Augment, Checkpoint, Config, Model, Optimizer, Order, Resources, Task
 from mtl.console import RunConsole
 from mtl.lease import acquire
 from mtl.record import read
@@ -49,7 +49,10 @@ SMALL = Model(backbone="tests.helpers.backbones:small", batch_norm="local")
 
 
 def tiny_config(data: Path, storage: Path, name: str = "tiny", **changes: Any) -> Config:
-    """Two epochs of 32 samples a step over the data set at `data`, written by `tests.helpers.datasets`."""
+    """Two epochs of 32 samples a step over the data set at `data`, written by `tests.helpers.datasets`.
+
+    Commits are written where they are taken, so that it is known which ones there are.
+    """
     values: dict[str, Any] = {
         "recipe": "tiny",
         "name": name,
@@ -64,6 +67,7 @@ def tiny_config(data: Path, storage: Path, name: str = "tiny", **changes: Any) -
         "model": GROUP_NORM,
         "optimizer": Optimizer(name="adam", lr=2e-3, warmup_epochs=0.5, weight_decay=1e-3, clip_norm=5.0),
         "order": Order(lanes=8, block_row_groups=2),
+        "checkpoint": Checkpoint(background=False),
         "resources": Resources(workers=1),
     }
     return Config(**{**values, **changes})

@@ -9,13 +9,13 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, Literal
 
-from mtl import job, loop
+from mtl import job, loop, scoring
 from mtl.attempt import Attempt
 from mtl.data.loader import Batch
 
 WHERE: dict[str, tuple[Any, str]] = {
     "step": (loop, "train_step"),
-    "evaluate": (job, "evaluate_split"),
+    "evaluate": (scoring, "evaluate_split"),
     "upload": (job, "save"),
     "commit": (Attempt, "commit"),
     "retain": (job, "retain"),

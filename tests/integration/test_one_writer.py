@@ -25,7 +25,9 @@ HASTY, MUTE = (0.3, 1e6), (30.0, 1e6)
 def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
     folder = tmp_path_factory.mktemp("writers")
     tiny(folder / "data", rows={"train": 100, "val": 24, "test": 24})
-    return tiny_config(folder / "data", folder / "runs", model=SMALL, checkpoint=Checkpoint(every_s=1e-9))
+    return tiny_config(
+        folder / "data", folder / "runs", model=SMALL, checkpoint=Checkpoint(every_s=1e-9, background=False)
+    )
 
 
 def job(folder: Path, config: Config, world_size: int, lease: tuple[float, float], *faults: Fault) -> Group:

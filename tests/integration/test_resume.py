@@ -24,7 +24,7 @@ from tests.helpers.faults import Fault
 from tests.helpers.ranks import Group, Outcome, values
 from tests.helpers.tensors import assert_same
 
-ALWAYS = Checkpoint(every_s=1e-9)
+ALWAYS = Checkpoint(every_s=1e-9, background=False)
 BACKWARDS = Model(backbone="tests.helpers.backbones:Backwards", batch_norm="local")
 
 Start = Callable[..., Group]
@@ -67,7 +67,7 @@ def make(folder: Path, data: Path) -> Callable[..., Config]:
 @pytest.fixture(scope="module")
 def whole(make: Callable[..., Config], start: Start) -> Config:
     """A run that nothing happens to."""
-    config = make(checkpoint=Checkpoint())
+    config = make(checkpoint=Checkpoint(background=False))
     values(start(1, config).wait())
     return config
 
@@ -115,7 +115,7 @@ def test_many_deaths_leave_no_trace(make: Callable[..., Config], start: Start, w
 
 
 def test_death_far_from_a_commit_costs_only_time(make: Callable[..., Config], start: Start, whole: Config) -> None:
-    config = make(checkpoint=Checkpoint())
+    config = make(checkpoint=Checkpoint(background=False))
     died(start(2, config, Fault("step", 10, "kill", rank=1)).wait(), 1)
     assert steps_of(config) == [6]
     values(start(2, config).wait())
@@ -126,7 +126,7 @@ def test_death_far_from_a_commit_costs_only_time(make: Callable[..., Config], st
 def test_request_to_stop_reaches_all_ranks_at_one_step(
     rank: int, make: Callable[..., Config], start: Start, whole: Config
 ) -> None:
-    config = make(checkpoint=Checkpoint())
+    config = make(checkpoint=Checkpoint(background=False))
     first, second = values(start(2, config, Fault("step", 3, "terminate", rank=rank)).wait())
     assert first["status"] == second["status"] == "stopped"
     # The step it arrives in, and the one whose agreement is already under way.
@@ -142,7 +142,7 @@ def test_request_to_stop_reaches_all_ranks_at_one_step(
 
 @pytest.mark.parametrize("world_size", [2, 3, pytest.param(4, marks=pytest.mark.slow)])
 def test_same_worker_count_resumes_bit_by_bit(world_size: int, make: Callable[..., Config], start: Start) -> None:
-    undisturbed, killed = make(model=BACKWARDS, checkpoint=Checkpoint()), make(model=BACKWARDS)
+    undisturbed, killed = make(model=BACKWARDS, checkpoint=Checkpoint(background=False)), make(model=BACKWARDS)
     values(start(world_size, undisturbed, dtype=torch.float32).wait())
     for step in (4, 9):
         died(start(world_size, killed, Fault("step", step, "kill"), dtype=torch.float32).wait(), 0)

@@ -133,7 +133,7 @@ def crash_at_step(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
 
 
 def test_a_damaged_commit_is_left_out_loudly(make: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, config = make("whole"), make(checkpoint=Checkpoint(every_s=1e-9))
+    whole, config = make("whole"), make(checkpoint=Checkpoint(every_s=1e-9, background=False))
     run(whole)
     crash_at_step(monkeypatch, 5)
     with pytest.raises(Crash):

@@ -187,7 +187,8 @@ class Journal:
 
     rank, world_size, device = 0, 1, CPU
 
-    def __init__(self, stop_at: int | None = None, commit_at: tuple[int, ...] = ()) -> None:
+    def __init__(self, stop_at: int | None = None, commit_at: tuple[int, ...] = (), enough: int | None = None) -> None:
+        self._enough = enough
         self._stop_at, self._commit_at, self._asked = stop_at, commit_at, 0
         self.told: list[str] = []
         self.events: list[dict[str, Any]] = []
@@ -231,9 +232,14 @@ class Journal:
             cast("Runtime", self),
             commit=lambda at: self.told.append(f"commit {at.step}"),
             record=self.rows.append,
-            at_epoch_end=lambda epoch: self.told.append(f"epoch {epoch}"),
+            at_epoch_end=self.after_epoch,
+            watch=lambda: None,
         )
         return finished, position
+
+    def after_epoch(self, epoch: int) -> bool:
+        self.told.append(f"epoch {epoch}")
+        return epoch == self._enough
 
 
 def batches(*steps: int) -> list[Batch]:
@@ -262,6 +268,13 @@ def test_nothing_is_left_to_train() -> None:
     journal = Journal()
     assert journal.train([], Position(step=8)) == (True, Position(step=8))
     assert journal.told == []
+
+
+def test_enough_ends_the_training_after_a_commit() -> None:
+    journal = Journal(enough=1)
+    finished, position = journal.train(batches(*range(12)), epochs=3)
+    assert (finished, position.step) == (True, 4)
+    assert journal.told == EPOCH
 
 
 @pytest.mark.parametrize(("stop_at", "told"), [(0, []), (1, ["commit 1"]), (3, ["commit 3"]), (4, EPOCH), (5, AFTER)])
@@ -389,7 +402,8 @@ def test_evaluation_counts_every_row_once() -> None:
     runtime = cast("Runtime", Journal())
 
     def evaluated(parts: list[Batch], rows: int) -> dict[str, dict[str, float]]:
-        found = evaluate(made.model, specs(), cast("Loader", Scripted(parts)), standardise, runtime, rows)
+        loader = cast("Loader", Scripted(parts))
+        found = evaluate(made.model, specs(), loader, standardise, made.precision, runtime, rows)
         assert found.quarantined == sum(int((part.status == QUARANTINED).sum()) for part in parts)
         return found.metrics
 

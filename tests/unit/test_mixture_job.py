@@ -38,7 +38,7 @@ from tests.helpers.engine import SMALL, assert_same_run, result_of, tiny_config,
 from tests.helpers.faults import Fault
 from tests.helpers.ranks import Group, values
 
-ALWAYS = Checkpoint(every_s=1e-9)
+ALWAYS = Checkpoint(every_s=1e-9, background=False)
 
 
 def some(path: Path, labels: dict[str, Label], n: int = 40) -> Path:

@@ -104,7 +104,7 @@ def averaged(dtype: torch.dtype) -> list[Any]:
         model = small("batch").to(dtype)
         model(torch.randn(4, 3, 16, 16, dtype=dtype))
         before = [buffer.tolist() for buffer in model.buffers()]
-        average_buffers(model, runtime)
+        average_buffers(model, None, runtime)
         return [before, [buffer.tolist() for buffer in model.buffers()]]
 
 
@@ -121,5 +121,5 @@ def test_buffers_are_averaged(world_size: int, tmp_path: Path) -> None:
 def test_counters_and_models_without_buffers_are_left_alone() -> None:
     with LocalRuntime(gpu=False, threads=1, listen=lambda _: None) as runtime:
         model = nn.Linear(2, 2)
-        average_buffers(model, runtime)
+        average_buffers(model, None, runtime)
         assert not list(model.buffers())

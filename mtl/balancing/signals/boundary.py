@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from mtl.balancing.base import TaskStats
 from mtl.balancing.signals.base import Scale, Weigher, guarded
-from mtl.balancing.statistic import Shared, Statistic
+from mtl.balancing.statistic import Shared, Statistic, precise
 
 
 @final
@@ -69,7 +69,8 @@ class Boundary:
         if self._statistic is None:
             return weigher.known
         factor = 1 / (ranks.size * self._scale())
-        sums = self._statistic.sums(shared, [tuple(c * factor for c in own) for own in cotangents])
+        # Precise before they are unscaled: in fp16 most of what the scale has saved would be lost again.
+        sums = self._statistic.sums(shared, [tuple(precise(c) * factor for c in own) for own in cotangents])
         self._sums = sums if self._sums is None else self._sums + sums
         if self._last:
             packet = torch.cat([self._sums, self._losses.to(sums)])
