@@ -3,9 +3,10 @@
 import logging
 import os
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray.autoscaler.v2.utils import is_autoscaler_v2
@@ -74,13 +75,18 @@ def labels(resources: Resources) -> dict[str, str]:
     return {"ray.io/accelerator-type": resources.accelerator} if resources.accelerator else {}
 
 
+def usable(nodes: Iterable[dict[str, Any]], resources: Resources | None = None) -> list[dict[str, Any]]:
+    """Those of `ray.nodes()` that live, and on which workers with `resources` may run."""
+    wanted = labels(resources).items() if resources else ()
+    return [node for node in nodes if node["Alive"] and all(item in node["Labels"].items() for item in wanted)]
+
+
 def _check(config: Config) -> None:
     if is_autoscaler_v2(fetch_from_server=True):
         return  # nodes that are missing now are added when the workers ask for them
     resources, have = config.resources, Counter[str]()
-    for node in ray.nodes():
-        if node["Alive"] and labels(resources).items() <= node["Labels"].items():
-            have.update(node["Resources"])
+    for node in usable(ray.nodes(), resources):
+        have.update(node["Resources"])
     need = {"CPU": resources.workers * resources.cpus_per_worker}
     if resources.gpu:
         need["GPU"] = resources.workers
