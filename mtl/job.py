@@ -3,7 +3,7 @@
 import json
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, final
@@ -11,6 +11,7 @@ from typing import Any, final
 import numpy as np
 import torch
 
+from mtl import rewind
 from mtl.attempt import begin_attempt, retain
 from mtl.balancing.signals import Weigher
 from mtl.checkpoint import load_newest, restore_model, save
@@ -18,10 +19,11 @@ from mtl.config import Config
 from mtl.console import counted
 from mtl.data.colour import Standardise
 from mtl.data.mixture import AnyOrder
+from mtl.data.names import image_ids
 from mtl.errors import CheckpointError, StoreError
 from mtl.goodput import Account, Meter, now, summary, write
 from mtl.loop import train
-from mtl.mixing import training_order, training_sets
+from mtl.mixing import DataSet, training_order, training_sets
 from mtl.model import MultiTaskModel
 from mtl.optim import build_optimizer
 from mtl.optimizer_state import optimizer_tensors, restore_optimizer
@@ -37,7 +39,7 @@ from mtl.parts import (
     rank_invariant,
     signal_of,
 )
-from mtl.record import Commit, checkpoint_path, read
+from mtl.record import Commit, Skipped, checkpoint_path, read
 from mtl.runtime import Runtime
 from mtl.store import open_store
 from mtl.trainee import Position, Trainee
@@ -65,7 +67,11 @@ class Job:
     rows: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
 
     def run(self) -> Result:
-        """Train to the end or to an agreed stop, and return the run's result; equal on every rank."""
+        """Train to the end or to an agreed stop, and return the run's result; equal on every rank.
+
+        Raises:
+            Rewind: too many steps were bad. What to pass over is recorded, and another job may go on at once.
+        """
         config, runtime, began = self.config, self.runtime, time.perf_counter()
         if config.deterministic:
             torch.use_deterministic_algorithms(True)
@@ -96,22 +102,29 @@ class Job:
             micro_batch=micro_batch(config, runtime.world_size),
             clip_norm=config.optimizer.clip_norm,
             frozen_batch_norm=config.model.batch_norm == "frozen",
+            passed_over=rewind.passed_over(self.skipped),
+            bad_since=self.streak[0],
+            bad_in_a_row=self.streak[1],
         )
         self._open(trainee, position)
         loader = build_loader(
             config, self.specs, sets, order, range(position.step, order.steps * config.epochs), runtime
         )
         self.meter.resume()
-        finished = train(
-            config,
-            trainee,
-            position,
-            loader,
-            runtime,
-            commit=lambda at: self._pausing(self._commit, trainee, order, at),
-            record=self.rows.append,
-            at_epoch_end=lambda epoch: self._pausing(self._evaluate, "val", trainee, epoch),
-        )
+        try:
+            finished = train(
+                config,
+                trainee,
+                position,
+                loader,
+                runtime,
+                commit=lambda at: self._pausing(self._commit, trainee, order, at),
+                record=self.rows.append,
+                at_epoch_end=lambda epoch: self._pausing(self._evaluate, "val", trainee, epoch),
+            )
+        except rewind.Rewind as bad:
+            self._pass_over(bad, order, sets)
+            raise
         self.meter.pause()
         if finished:
             self._evaluate("test", trainee, config.epochs)
@@ -136,8 +149,11 @@ class Job:
         # Every rank reads the same list: nobody can commit before all ranks have begun.
         record = self.attempt.record if self.attempt else read(self.store)
         self.damaged: tuple[Commit, ...] = ()
+        self.skipped: tuple[Skipped, ...] = ()
+        self.streak = (0, 0)
         found = None
         if record is not None:
+            self.skipped = record.skipped
             found = load_newest(self.store, record.checkpoints, self._note)
         step = 0
         if record is not None and found is not None:
@@ -156,6 +172,7 @@ class Job:
             weigher.load_state_dict(state["balancer"])
             self.evaluations = state["evaluations"]
             self.meter = Meter(state.get("useful_s", 0.0))
+            self.streak = (state.get("bad_since", 0), state.get("bad_in_a_row", 0))
             step = commit.step
             first = self.runtime.rank == 0
             position = Position(step, int(state["ledger"], 16) if first else 0, state["quarantined"], state["skipped"])
@@ -236,6 +253,8 @@ class Job:
                 "ledger": f"{ledger:016x}",
                 "quarantined": position.quarantined,
                 "skipped": position.skipped,
+                "bad_since": trainee.bad_since,
+                "bad_in_a_row": trainee.bad_in_a_row,
                 "optimizer": optimizer,
                 "balancer": trainee.weigher.state_dict(),
                 "evaluations": self.evaluations,
@@ -259,6 +278,19 @@ class Job:
         self.account.update(until=now(), useful_s=self.meter.useful_s)
         write(self.store, self.account)
         self.runtime.emit({"kind": "commit", "step": position.step, "seconds": time.perf_counter() - began})
+
+    def _pass_over(self, bad: rewind.Rewind, order: AnyOrder, sets: Sequence[DataSet]) -> None:
+        self.meter.pause()
+        folders = [(its.store, its.index) for its in sets]
+        said = rewind.pass_over(
+            bad, self.store, self.attempt, self.runtime, self.skipped, lambda steps: image_ids(order, folders, steps)
+        )
+        self._flush(Position())
+        self._note(said)
+        self.runtime.lost = {
+            "cause": "bad steps",
+            "replayed_s": round(self.meter.useful_s - self.account.get("useful_s", 0.0), 1),
+        }
 
     def _pausing(self, function: Callable[..., None], *args: Any) -> None:
         with self.meter.paused():

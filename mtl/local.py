@@ -9,6 +9,7 @@ from mtl.errors import ConfigError, RunError
 from mtl.job import Job, Result
 from mtl.limit import Limit
 from mtl.record import read
+from mtl.rewind import persevere
 from mtl.runtime import LocalRuntime
 from mtl.session import train as owned
 from mtl.store import open_store
@@ -36,7 +37,8 @@ def lead(config: Config, console: RunConsole, runtime: LocalRuntime, dtype: torc
     def launch(owner: str) -> Result:
         nonlocal told
         told = True
-        return Job(config, runtime, runtime.share(owner), dtype).run()
+        told_owner = runtime.share(owner)
+        return persevere(lambda: Job(config, runtime, told_owner, dtype).run())
 
     try:
         return owned(config, console, launch)
@@ -52,7 +54,7 @@ def follow(config: Config, runtime: LocalRuntime, dtype: torch.dtype = torch.flo
         RunError: rank 0 could not begin.
     """
     if owner := runtime.share(""):
-        return Job(config, runtime, owner, dtype).run()
+        return persevere(lambda: Job(config, runtime, owner, dtype).run())
     record = read(open_store(config.storage).child(config.name))
     if record is not None and record.status == "finished":
         return dict(record.result or {})

@@ -25,15 +25,13 @@ from mtl.config import Config
 from mtl.data.colour import Standardise
 from mtl.data.keyed import key
 from mtl.data.loader import OK, QUARANTINED, Batch, Loader
-from mtl.errors import DataError, MtlError
+from mtl.errors import DataError
 from mtl.optim import set_learning_rate
+from mtl.rewind import BAD_STEPS, Rewind
 from mtl.runtime import Runtime
 from mtl.tally import Tally
 from mtl.tasks import TaskSpec
 from mtl.trainee import Position, Randomness, RunningStatistics, Trainee, settle
-
-BAD_STEPS = 10
-"""Consecutive steps without a finite gradient after which training stops."""
 
 
 @dataclass
@@ -129,6 +127,9 @@ def train(
 
     Returns:
         Whether training is complete.
+
+    Raises:
+        Rewind: too many steps in a row were bad; by all ranks.
     """
     specs, device = trainee.specs, runtime.device
     steps, first, committed_step = trainee.steps_per_epoch * config.epochs, position.step, position.step
@@ -139,7 +140,7 @@ def train(
         specs,
         runtime,
         stop=runtime.stop_requested,
-        commit=lambda: runtime.commit_requested() or commit_due(),
+        commit=lambda: runtime.commit_requested() or (trainee.bad_in_a_row == 0 and commit_due()),
         log=log_due,
     )
     fed_by = machine(config)
@@ -159,7 +160,8 @@ def train(
         torch.manual_seed(key("step", config.seed, batch.step, runtime.rank) >> 1)
 
         trainee.copied_s = 0.0
-        losses = train_step(trainee, batch, agreed.counts, device)
+        pass_over = batch.step in trainee.passed_over
+        losses = None if pass_over else train_step(trainee, batch, agreed.counts, device)
 
         if losses is None:
             _skipped(trainee, position, batch, runtime)
@@ -272,14 +274,13 @@ def _progress(
 
 def _skipped(trainee: Trainee, position: Position, batch: Batch, runtime: Runtime) -> None:
     position.skipped += 1
+    if batch.step in trainee.passed_over:
+        return
+    trainee.bad_since = trainee.bad_since if trainee.bad_in_a_row else batch.step
     trainee.bad_in_a_row += 1
     runtime.emit({"kind": "note", "text": f"step {batch.step}: a gradient is not finite; the step is skipped"})
     if trainee.bad_in_a_row >= BAD_STEPS:
-        raise MtlError(
-            f"Training diverged: {BAD_STEPS} steps in a row had no finite gradient.",
-            got=f"step {batch.step}",
-            do="lower optimizer.lr, or set optimizer.clip_norm; the last commit is from before these steps",
-        )
+        raise Rewind(trainee.bad_since, batch.step)
 
 
 def _check_budget(position: Position, batch: Batch, config: Config, trainee: Trainee) -> None:

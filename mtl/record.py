@@ -40,6 +40,15 @@ class Commit(_Strict):
 
 
 @final
+class Skipped(_Strict):
+    """Steps, from `first` to `last`, that are passed over; the object `images` names their samples (mtl/rewind.py)."""
+
+    first: int
+    last: int
+    images: str
+
+
+@final
 class Record(_Strict):
     """run.json. `beat` and `write` change with every write, so no two contents are ever equal."""
 
@@ -53,6 +62,7 @@ class Record(_Strict):
     expires: str  # UTC, ISO 8601; for people only
     checkpoints: tuple[Commit, ...] = ()  # newest first
     result: dict[str, JsonValue] | None = None
+    skipped: tuple[Skipped, ...] = ()
 
 
 def check_name(name: str) -> None:

@@ -42,6 +42,8 @@ class Trainee:
     micro_batch: int
     clip_norm: float | None
     frozen_batch_norm: bool
+    passed_over: frozenset[int] = frozenset()  # steps that are not trained: see mtl/rewind.py
+    bad_since: int = 0  # the step with which the bad ones began that are `bad_in_a_row`
     bad_in_a_row: int = 0
     copied_s: float = 0.0  # host time of copies to the device, so far
 

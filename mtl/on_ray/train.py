@@ -24,6 +24,7 @@ from mtl.on_ray.runtime import RayRuntime
 from mtl.on_ray.signals import Signals
 from mtl.on_ray.watchdog import States
 from mtl.record import read
+from mtl.rewind import persevere
 from mtl.session import train as owned
 from mtl.store import Store, open_store
 
@@ -132,7 +133,7 @@ def _work(arguments: dict[str, Any]) -> Result:
     config = parse(arguments["config"])
     runtime = RayRuntime(get_device(), config.resources.cpus_per_worker, arguments["channel"])
     try:
-        return Job(config, runtime, arguments["owner"]).run()
+        return persevere(lambda: Job(config, runtime, arguments["owner"]).run())
     finally:
         runtime.close()
 

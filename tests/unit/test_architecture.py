@@ -55,6 +55,7 @@ RANKS = {
     "mtl.agreement": 5,
     "mtl.tally": 5,
     "mtl.trainee": 5,
+    "mtl.rewind": 4,
     "mtl.loop": 5,
     "mtl.arguments": 6,
     "mtl.doctor": 6,
