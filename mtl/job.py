@@ -287,10 +287,8 @@ class Job:
         )
         self._flush(Position())
         self._note(said)
-        self.runtime.lost = {
-            "cause": "bad steps",
-            "replayed_s": round(self.meter.useful_s - self.account.get("useful_s", 0.0), 1),
-        }
+        lost_s = self.meter.useful_s - self.account.get("useful_s", 0.0)  # rank 0's account alone counts
+        self.runtime.lost = {"cause": "bad steps", "replayed_s": round(lost_s, 1)}
 
     def _pausing(self, function: Callable[..., None], *args: Any) -> None:
         with self.meter.paused():
