@@ -29,6 +29,13 @@ ENVIRONMENT = {
 }
 """Set in the driver, for Ray's own processes, unless the user set them; docs/operations.md says the same."""
 
+ELASTIC = {
+    # Such a run asks for nodes that are there. Ray looks at the nodes every 20 s, so one that has gone may be among
+    # them, and the next try counts anew.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
+}
+"""The same for runs with `resources.min_workers`."""
+
 _SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 _CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -44,7 +51,7 @@ def joined(config: Config) -> Generator[None]:
         _check(config)
         yield
         return
-    for name, value in ENVIRONMENT.items():
+    for name, value in (ENVIRONMENT | (ELASTIC if config.resources.min_workers else {})).items():
         os.environ.setdefault(name, value)
     # Workers import mtl from the driver's checkout, wherever it was called from. A submitted job brings its own copy.
     search = [] if _SUBMITTED in os.environ else [str(_CHECKOUT)]
@@ -87,16 +94,16 @@ def _check(config: Config) -> None:
     resources, have = config.resources, Counter[str]()
     for node in usable(ray.nodes(), resources):
         have.update(node["Resources"])
-    need = {"CPU": resources.workers * resources.cpus_per_worker}
+    workers = resources.min_workers or resources.workers
+    need = {"CPU": workers * resources.cpus_per_worker}
     if resources.gpu:
-        need["GPU"] = resources.workers
+        need["GPU"] = workers
     short = {kind: (int(have[kind]), amount) for kind, amount in need.items() if have[kind] < amount}
     if short:
         nodes = f" on nodes with {resources.accelerator}" if resources.accelerator else ""
         raise ResourceError(
             "The cluster is too small for the workers asked for.",
             got=", ".join(f"{has} {kind}s" for kind, (has, _) in short.items()) + nodes,
-            expected=", ".join(f"{wants} {kind}s" for kind, (_, wants) in short.items())
-            + f" for {resources.workers} workers",
+            expected=", ".join(f"{wants} {kind}s" for kind, (_, wants) in short.items()) + f" for {workers} workers",
             do="lower --resources.workers or --resources.cpus-per-worker, or add nodes",
         )

@@ -39,7 +39,8 @@ def train(config: Config, console: RunConsole) -> Result:
     """
 
     def launch(owner: str) -> Result:
-        console.line(f"starting {config.resources.workers} workers")
+        least, most = config.resources.min_workers, config.resources.workers
+        console.line(f"starting {f'{least} to ' if least else ''}{most} workers")
         over = Limit(config.max_hours, console.line)
         with Signals(console.line) as stopping:
             return fit(config, owner, console, lambda: stopping() or over())
@@ -115,7 +116,8 @@ def _trainer(config: Config, owner: str, channel: Channel, scratch: Path) -> Tor
         train_loop_config={"config": config.to_yaml(), "owner": owner, "channel": channel},
         torch_config=TorchConfig(backend="nccl" if resources.gpu else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=resources.workers,
+            num_workers=(resources.min_workers, resources.workers) if resources.min_workers else resources.workers,
+            elastic_resize_monitor_interval_s=resources.resize_s,
             use_gpu=resources.gpu,
             resources_per_worker=each,
             label_selector=labels(resources) or None,
