@@ -1,7 +1,7 @@
 """A real recipe under a schedule of faults: is the result that of an undisturbed run, and what did the faults cost?
 
-The recipe `shapes` trains with two workers on a head and a node of Ray on this machine, its run on an S3 server behind a
-proxy: that of AWS_ENDPOINT_URL, else a simulated one. Every so often something happens to it, in turn:
+The recipe `shapes` trains with two workers on a head and a node of Ray on this machine, its run on S3 behind a
+proxy: the server of AWS_ENDPOINT_URL, else a simulated one. Every so often something happens to it, in turn:
 
     kill   SIGKILL to a worker
     stop   SIGTERM to the driver, and the same command again

@@ -12,13 +12,14 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from mtl.config import Config, parse
 from mtl.console import RunConsole
-from mtl.errors import MtlError
+from mtl.errors import MtlError, ResourceError
 from mtl.job import Job
 from mtl.limit import Limit
 from mtl.logs import Logs
+from mtl.memory import HOST, attributed
 from mtl.on_ray.channel import Channel, Event
 from mtl.on_ray.cluster import joined, labels
-from mtl.on_ray.failures import Failures
+from mtl.on_ray.failures import Failures, killed_for_memory
 from mtl.on_ray.listener import Listener
 from mtl.on_ray.runtime import RayRuntime
 from mtl.on_ray.signals import Signals
@@ -135,7 +136,8 @@ def _work(arguments: dict[str, Any]) -> Result:
     config = parse(arguments["config"])
     runtime = RayRuntime(get_device(), config.resources.cpus_per_worker, arguments["channel"])
     try:
-        return persevere(lambda: Job(config, runtime, arguments["owner"]).run())
+        with attributed(config, runtime.world_size):
+            return persevere(lambda: Job(config, runtime, arguments["owner"]).run())
     finally:
         runtime.close()
 
@@ -153,6 +155,12 @@ def _readable(error: BaseException) -> BaseException:
     rank, cause = next(iter(error.worker_failures.items()))
     if isinstance(cause, MtlError):
         return cause
+    if killed_for_memory(cause):
+        return ResourceError(
+            f"The machine of worker {rank} ran out of memory, and the restarts allowed are used up.",
+            got=str(cause).strip(),
+            do=HOST,
+        )
     logs = Path(ray._private.worker._global_node.get_session_dir_path()) / "logs"  # pyright: ignore
     return MtlError(
         f"Worker {rank} failed, and the restarts allowed are used up.",

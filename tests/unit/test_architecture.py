@@ -64,6 +64,7 @@ RANKS = {
     "mtl.evaluation": 6,
     "mtl.job": 6,
     "mtl.local": 6,
+    "mtl.memory": 6,
     "mtl.parts": 6,
     "mtl.preview": 6,
     "mtl.session": 6,
