@@ -134,8 +134,7 @@ class Chaos:
             self._strike(fault)
         time.sleep(max(due - time.monotonic(), 0))
         self._strike("stop", last=True)
-        assert self._driver is not None
-        assert self._driver.wait(900) == 0
+        self._await_end(900, 0)
         self.ended_s = time.monotonic()
 
     def result(self) -> dict[str, object]:
@@ -163,11 +162,14 @@ class Chaos:
         self.faults[fault] += 1
         match fault:
             case "kill":
-                os.kill(self._draw.choice(self._workers()), signal.SIGKILL)
+                deadline = time.monotonic() + 120
+                while len(found := self._workers()) < 2 and time.monotonic() < deadline:
+                    time.sleep(0.5)
+                os.kill(self._draw.choice(found), signal.SIGKILL)
             case "stop":
                 assert self._driver is not None
                 self._driver.terminate()
-                assert self._driver.wait(120) == 143
+                self._await_end(120, 143)
                 if last:
                     self._epochs = self._epochs_begun()
                 self._restarted = True
@@ -198,6 +200,7 @@ class Chaos:
         with (self._folder / "driver.log").open("a") as log:
             for line in driver.stdout:
                 log.write(line)
+                log.flush()
                 if "the workers start anew" in line:
                     self._restarted = True
                 elif PROGRESS.search(line):
@@ -209,12 +212,20 @@ class Chaos:
                     self.began_s = self.began_s or now_s
         driver.stdout.close()
 
+    def _await_end(self, seconds: float, status: int) -> None:
+        assert self._driver is not None
+        if (got := self._driver.wait(seconds)) != status:
+            raise SystemExit(f"the driver ended with {got}, not {status}:\n{self._log()}")
+
+    def _log(self) -> str:
+        return (self._folder / "driver.log").read_text()[-6000:]
+
     def _await_progress(self) -> None:
         deadline = time.monotonic() + 300
         while not self.began_s:
             assert self._driver is not None
             if self._driver.poll() is not None or time.monotonic() > deadline:
-                raise SystemExit(f"the run did not start:\n{(self._folder / 'driver.log').read_text()}")
+                raise SystemExit(f"the run did not start:\n{self._log()}")
             time.sleep(0.2)
 
     def _workers(self) -> list[int]:

@@ -103,8 +103,7 @@ class Job:
             clip_norm=config.optimizer.clip_norm,
             frozen_batch_norm=config.model.batch_norm == "frozen",
             passed_over=rewind.passed_over(self.skipped),
-            bad_since=self.streak[0],
-            bad_in_a_row=self.streak[1],
+            **self.streak,
         )
         self._open(trainee, position)
         loader = build_loader(
@@ -150,7 +149,7 @@ class Job:
         record = self.attempt.record if self.attempt else read(self.store)
         self.damaged: tuple[Commit, ...] = ()
         self.skipped: tuple[Skipped, ...] = ()
-        self.streak = (0, 0)
+        self.streak: dict[str, int] = {}
         found = None
         if record is not None:
             self.skipped = record.skipped
@@ -172,7 +171,7 @@ class Job:
             weigher.load_state_dict(state["balancer"])
             self.evaluations = state["evaluations"]
             self.meter = Meter(state.get("useful_s", 0.0))
-            self.streak = (state.get("bad_since", 0), state.get("bad_in_a_row", 0))
+            self.streak = state.get("streak", {})
             step = commit.step
             first = self.runtime.rank == 0
             position = Position(step, int(state["ledger"], 16) if first else 0, state["quarantined"], state["skipped"])
@@ -253,8 +252,7 @@ class Job:
                 "ledger": f"{ledger:016x}",
                 "quarantined": position.quarantined,
                 "skipped": position.skipped,
-                "bad_since": trainee.bad_since,
-                "bad_in_a_row": trainee.bad_in_a_row,
+                "streak": {name: getattr(trainee, name) for name in ("bad_since", "bad_in_a_row", "untrained")},
                 "optimizer": optimizer,
                 "balancer": trainee.weigher.state_dict(),
                 "evaluations": self.evaluations,
@@ -270,7 +268,9 @@ class Job:
             manifest_sha256=seal,
             time=datetime.now(UTC).isoformat(timespec="seconds"),
         )
-        record = self.attempt.commit(commit, damaged=self.damaged, keep=self.config.checkpoint.keep)
+        # Commits amid bad steps take no place from those before: see mtl/rewind.py.
+        keep = self.config.checkpoint.keep + trainee.untrained
+        record = self.attempt.commit(commit, damaged=self.damaged, keep=keep)
         try:
             retain(self.store, record)
         except StoreError as error:

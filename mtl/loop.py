@@ -140,7 +140,7 @@ def train(
         specs,
         runtime,
         stop=runtime.stop_requested,
-        commit=lambda: runtime.commit_requested() or (trainee.bad_in_a_row == 0 and commit_due()),
+        commit=lambda: runtime.commit_requested() or (trainee.untrained == 0 and commit_due()),
         log=log_due,
     )
     fed_by = machine(config)
@@ -166,7 +166,7 @@ def train(
         if losses is None:
             _skipped(trainee, position, batch, runtime)
         else:
-            trainee.bad_in_a_row = 0
+            trainee.bad_in_a_row = trainee.untrained = 0
             window.losses += losses
             window.counts += agreed.counts
             window.together += together(spec.valid(torch.from_numpy(batch.labels[spec.name])) for spec in specs)
@@ -274,6 +274,7 @@ def _progress(
 
 def _skipped(trainee: Trainee, position: Position, batch: Batch, runtime: Runtime) -> None:
     position.skipped += 1
+    trainee.untrained += 1
     if batch.step in trainee.passed_over:
         return
     trainee.bad_since = trainee.bad_since if trainee.bad_in_a_row else batch.step

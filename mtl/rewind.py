@@ -38,32 +38,30 @@ def passed_over(skipped: Sequence[Skipped]) -> frozenset[int]:
     return frozenset(step for span in skipped for step in range(span.first, span.last + 1))
 
 
-def plan(rewind: Rewind, commits: Sequence[Commit], skipped: Sequence[Skipped]) -> tuple[int, Skipped]:
-    """The step to go back to, and what is passed over from there on.
+def plan(rewind: Rewind, commits: Sequence[Commit], skipped: Sequence[Skipped]) -> tuple[tuple[Commit, ...], Skipped]:
+    """The commits that are left to go back to, newest first, and what is passed over.
+
+    A commit from within the streak, or from what was passed over right before it, has the state that they began with.
 
     Args:
         commits, skipped: as in run.json.
 
     Raises:
-        MtlError: all of that was passed over before, and the streak went on.
+        MtlError: everything since the commit was passed over before, and the streak went on.
     """
-    good = before(rewind.first, commits)
-    base = good[0].step if good else 0
     touching = [span for span in skipped if span.first <= rewind.first <= span.last + 1]
+    began = min([rewind.first, *(span.first for span in touching)])
+    good = tuple(commit for commit in commits if commit.step <= began) or tuple(commits[-1:])
     if not touching:
-        return base, _span(rewind.first, rewind.last)
-    if any(span.first <= base for span in touching):
+        return good, _span(rewind.first, rewind.last)
+    base = good[0].step if good else 0
+    if began <= base:
         raise MtlError(
             f"Training diverged: {BAD_STEPS} steps in a row had no finite gradient, and as many after going back.",
             got=f"steps {rewind.first} to {rewind.last}, right after steps that were passed over",
             do="lower optimizer.lr, or set optimizer.clip_norm; the last commit is from before these steps",
         )
-    return base, _span(base, rewind.last)
-
-
-def before(step: int, commits: Sequence[Commit]) -> tuple[Commit, ...]:
-    """The commits up to `step`; one from within a streak has the state that the streak began with. At least one."""
-    return tuple(commit for commit in commits if commit.step <= step) or tuple(commits[-1:])
+    return good, _span(base, rewind.last)
 
 
 def pass_over(
@@ -91,17 +89,15 @@ def pass_over(
         StoreError: storage failed.
     """
     record = read(store)
-    base, span = plan(rewind, record.checkpoints if record else (), skipped)
+    good, span = plan(rewind, record.checkpoints if record else (), skipped)
     runtime.sum(torch.zeros(1))  # every rank reads the record before it changes ...
     if attempt is not None:
         found = {"first_step": span.first, "last_step": span.last, "images": names(range(span.first, span.last + 1))}
         store.put(span.images, json.dumps(found, indent=1).encode())
-        attempt.change(
-            lambda now: {"skipped": (*now.skipped, span), "checkpoints": before(rewind.first, now.checkpoints)}
-        )
+        attempt.change(lambda now: {"skipped": (*now.skipped, span), "checkpoints": good})
     runtime.sum(torch.zeros(1))  # ... and begins anew after
     return (
-        f"{BAD_STEPS} steps in a row have no finite gradient: going back to step {base:,}, and passing over the images "
+        f"{BAD_STEPS} steps in a row have no finite gradient: going back to step {good[0].step if good else 0:,}, and passing over the images "
         f"of steps {span.first:,} to {span.last:,}, which are named in {store.uri}/{span.images}"
     )
 

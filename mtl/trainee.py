@@ -45,6 +45,7 @@ class Trainee:
     passed_over: frozenset[int] = frozenset()  # steps that are not trained: see mtl/rewind.py
     bad_since: int = 0  # the step with which the bad ones began that are `bad_in_a_row`
     bad_in_a_row: int = 0
+    untrained: int = 0  # steps since the last one that was trained: bad ones, and those that were passed over
     copied_s: float = 0.0  # host time of copies to the device, so far
 
     def train_mode(self) -> None:

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from mtl.errors import MtlError
-from mtl.record import Skipped
-from mtl.rewind import BAD_STEPS, Rewind, before, images, passed_over, persevere, plan
+from mtl.record import Commit, Skipped
+from mtl.rewind import BAD_STEPS, Rewind, images, passed_over, persevere, plan
 from tests.helpers.memory_store import MemoryStore
 from tests.helpers.runs import make_commit
 
@@ -19,31 +19,36 @@ COMMITS = (make_commit(100), make_commit(50))
 
 
 @pytest.mark.parametrize(
-    ("commits", "base"), [(COMMITS, 100), (COMMITS[1:], 50), ((), 0), ((make_commit(124), *COMMITS), 100)]
+    ("commits", "good"),
+    [
+        (COMMITS, COMMITS),
+        (COMMITS[1:], COMMITS[1:]),
+        ((), ()),
+        ((make_commit(124), *COMMITS), COMMITS),
+        ((make_commit(128), make_commit(124)), (make_commit(124),)),
+    ],
 )
-def test_a_first_streak_is_passed_over_by_itself(commits: tuple[object, ...], base: int) -> None:
-    assert plan(Rewind(120, 129), commits, ()) == (base, span(120, 129))  # type: ignore[arg-type]
+def test_a_first_streak_is_passed_over_by_itself(commits: tuple[Commit, ...], good: tuple[Commit, ...]) -> None:
+    assert plan(Rewind(120, 129), commits, ()) == (good, span(120, 129))
 
 
 def test_a_streak_elsewhere_is_a_first_one_too() -> None:
-    assert plan(Rewind(120, 129), COMMITS, [span(20, 29)]) == (100, span(120, 129))
+    assert plan(Rewind(120, 129), COMMITS, [span(20, 29)]) == (COMMITS, span(120, 129))
 
 
 @pytest.mark.parametrize("first", [125, 130])
 def test_a_streak_that_goes_on_takes_all_since_the_commit_along(first: int) -> None:
-    assert plan(Rewind(first, first + 9), COMMITS, [span(120, 129)]) == (100, span(100, first + 9))
+    # The commit of step 128 was made while steps were passed over.
+    commits = (make_commit(128), *COMMITS)
+    assert plan(Rewind(first, first + 9), commits, [span(120, 129)]) == (COMMITS, span(100, first + 9))
 
 
-def test_a_streak_after_everything_since_the_commit_is_divergence() -> None:
+@pytest.mark.parametrize("commits", [COMMITS, ()])
+def test_a_streak_after_everything_since_the_commit_is_divergence(commits: tuple[Commit, ...]) -> None:
+    before = [span(120, 129), span(100 if commits else 0, 139)]
     with pytest.raises(MtlError, match=f"{BAD_STEPS} steps in a row") as caught:
-        plan(Rewind(140, 149), COMMITS, [span(120, 129), span(100, 139)])
+        plan(Rewind(140, 149), commits, before)
     assert caught.value.got == "steps 140 to 149, right after steps that were passed over"
-
-
-def test_a_commit_from_within_the_streak_is_used_where_there_is_no_other() -> None:
-    assert before(45, COMMITS) == (make_commit(50),)
-    assert before(60, COMMITS) == (make_commit(50),)
-    assert before(10, ()) == ()
 
 
 def test_what_is_passed_over() -> None:
