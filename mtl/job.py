@@ -4,7 +4,7 @@ import json
 import platform
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, final
 
@@ -42,7 +42,7 @@ from mtl.parts import (
 from mtl.record import Commit, Skipped, checkpoint_path, read
 from mtl.runtime import Runtime
 from mtl.store import open_store
-from mtl.trainee import Position, Trainee
+from mtl.trainee import Position, Streak, Trainee
 
 Result = dict[str, Any]
 
@@ -103,7 +103,7 @@ class Job:
             clip_norm=config.optimizer.clip_norm,
             frozen_batch_norm=config.model.batch_norm == "frozen",
             passed_over=rewind.passed_over(self.skipped),
-            **self.streak,
+            streak=self.streak,
         )
         self._open(trainee, position)
         loader = build_loader(
@@ -149,7 +149,7 @@ class Job:
         record = self.attempt.record if self.attempt else read(self.store)
         self.damaged: tuple[Commit, ...] = ()
         self.skipped: tuple[Skipped, ...] = ()
-        self.streak: dict[str, int] = {}
+        self.streak = Streak()
         found = None
         if record is not None:
             self.skipped = record.skipped
@@ -171,7 +171,7 @@ class Job:
             weigher.load_state_dict(state["balancer"])
             self.evaluations = state["evaluations"]
             self.meter = Meter(state.get("useful_s", 0.0))
-            self.streak = state.get("streak", {})
+            self.streak = Streak(**state.get("streak", {}))
             step = commit.step
             first = self.runtime.rank == 0
             position = Position(step, int(state["ledger"], 16) if first else 0, state["quarantined"], state["skipped"])
@@ -252,7 +252,7 @@ class Job:
                 "ledger": f"{ledger:016x}",
                 "quarantined": position.quarantined,
                 "skipped": position.skipped,
-                "streak": {name: getattr(trainee, name) for name in ("bad_since", "bad_in_a_row", "untrained")},
+                "streak": asdict(trainee.streak),
                 "optimizer": optimizer,
                 "balancer": trainee.weigher.state_dict(),
                 "evaluations": self.evaluations,
@@ -269,7 +269,7 @@ class Job:
             time=datetime.now(UTC).isoformat(timespec="seconds"),
         )
         # Commits amid bad steps take no place from those before: see mtl/rewind.py.
-        keep = self.config.checkpoint.keep + trainee.untrained
+        keep = self.config.checkpoint.keep + trainee.streak.untrained
         record = self.attempt.commit(commit, damaged=self.damaged, keep=keep)
         try:
             retain(self.store, record)

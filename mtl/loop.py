@@ -31,7 +31,7 @@ from mtl.rewind import BAD_STEPS, Rewind
 from mtl.runtime import Runtime
 from mtl.tally import Tally
 from mtl.tasks import TaskSpec
-from mtl.trainee import Position, Randomness, RunningStatistics, Trainee, settle
+from mtl.trainee import Position, Randomness, RunningStatistics, Streak, Trainee, settle
 
 
 @dataclass
@@ -140,7 +140,7 @@ def train(
         specs,
         runtime,
         stop=runtime.stop_requested,
-        commit=lambda: runtime.commit_requested() or (trainee.untrained == 0 and commit_due()),
+        commit=lambda: runtime.commit_requested() or (trainee.streak.untrained == 0 and commit_due()),
         log=log_due,
     )
     fed_by = machine(config)
@@ -166,7 +166,7 @@ def train(
         if losses is None:
             _skipped(trainee, position, batch, runtime)
         else:
-            trainee.bad_in_a_row = trainee.untrained = 0
+            trainee.streak = Streak()
             window.losses += losses
             window.counts += agreed.counts
             window.together += together(spec.valid(torch.from_numpy(batch.labels[spec.name])) for spec in specs)
@@ -274,14 +274,15 @@ def _progress(
 
 def _skipped(trainee: Trainee, position: Position, batch: Batch, runtime: Runtime) -> None:
     position.skipped += 1
-    trainee.untrained += 1
+    streak = trainee.streak
+    streak.untrained += 1
     if batch.step in trainee.passed_over:
         return
-    trainee.bad_since = trainee.bad_since if trainee.bad_in_a_row else batch.step
-    trainee.bad_in_a_row += 1
+    streak.since = streak.since if streak.bad else batch.step
+    streak.bad += 1
     runtime.emit({"kind": "note", "text": f"step {batch.step}: a gradient is not finite; the step is skipped"})
-    if trainee.bad_in_a_row >= BAD_STEPS:
-        raise Rewind(trainee.bad_since, batch.step)
+    if streak.bad >= BAD_STEPS:
+        raise Rewind(streak.since, batch.step)
 
 
 def _check_budget(position: Position, batch: Batch, config: Config, trainee: Trainee) -> None:

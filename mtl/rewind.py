@@ -96,8 +96,9 @@ def pass_over(
         store.put(span.images, json.dumps(found, indent=1).encode())
         attempt.change(lambda now: {"skipped": (*now.skipped, span), "checkpoints": good})
     runtime.sum(torch.zeros(1))  # ... and begins anew after
+    base = good[0].step if good else 0
     return (
-        f"{BAD_STEPS} steps in a row have no finite gradient: going back to step {good[0].step if good else 0:,}, and passing over the images "
+        f"{BAD_STEPS} steps in a row have no finite gradient: going back to step {base:,}, and passing over the images "
         f"of steps {span.first:,} to {span.last:,}, which are named in {store.uri}/{span.images}"
     )
 

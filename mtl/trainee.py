@@ -1,6 +1,6 @@
 """What a training loop carries: the model with all that trains it, and where training stands."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import final
 
 import torch
@@ -24,6 +24,15 @@ class Position:
 
 
 @dataclass
+class Streak:
+    """Steps since the last one that was trained: `bad` ones, of which the first is `since`, and those passed over."""
+
+    bad: int = 0
+    since: int = 0
+    untrained: int = 0  # both together
+
+
+@dataclass
 class Trainee:
     """What is trained, and with what.
 
@@ -43,9 +52,7 @@ class Trainee:
     clip_norm: float | None
     frozen_batch_norm: bool
     passed_over: frozenset[int] = frozenset()  # steps that are not trained: see mtl/rewind.py
-    bad_since: int = 0  # the step with which the bad ones began that are `bad_in_a_row`
-    bad_in_a_row: int = 0
-    untrained: int = 0  # steps since the last one that was trained: bad ones, and those that were passed over
+    streak: Streak = field(default_factory=Streak)
     copied_s: float = 0.0  # host time of copies to the device, so far
 
     def train_mode(self) -> None:
