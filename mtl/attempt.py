@@ -1,10 +1,10 @@
 """One worker group's right to commit: held by its rank 0 until the next attempt begins."""
 
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 from mtl.errors import NotFound, RunLost
 from mtl.record import CHECKPOINTS, Commit, Record, owned_by, swap
@@ -46,7 +46,24 @@ class Attempt:
         """
         assert keep >= 2, keep
 
-        def add(record: Record | None) -> Record:
+        def add(record: Record) -> dict[str, Any]:
+            if commit in record.checkpoints:
+                return {}
+            older = [c for c in record.checkpoints if c not in damaged and c.path != commit.path]
+            choice = commit if best else record.best if record.best not in damaged else None
+            return {"checkpoints": (commit, *older)[:keep], "best": choice}
+
+        return self.change(add)
+
+    def change(self, update: Callable[[Record], dict[str, Any]]) -> Record:
+        """Change fields of the record, while this attempt may; nothing is written where there are none.
+
+        Raises:
+            RunLost: the run has another owner, or a newer attempt has begun. Nothing was changed.
+            StoreError: storage failed; the change may or may not have been made.
+        """
+
+        def changed(record: Record | None) -> Record:
             record = owned_by(record, self.owner_id)
             if record.attempt != self.number:
                 raise RunLost(
@@ -54,13 +71,10 @@ class Attempt:
                     got=f"attempt {record.attempt} is running",
                     do="nothing: this is a worker that was thought dead, and the newer attempt goes on",
                 )
-            if commit in record.checkpoints:
-                return record
-            older = [c for c in record.checkpoints if c not in damaged and c.path != commit.path]
-            choice = commit if best else record.best if record.best not in damaged else None
-            return record.model_copy(update={"checkpoints": (commit, *older)[:keep], "best": choice})
+            fields = update(record)
+            return record.model_copy(update=fields) if fields else record
 
-        return swap(self.store, add)
+        return swap(self.store, changed)
 
 
 def begin_attempt(store: Store, owner_id: str) -> Attempt:

@@ -106,6 +106,12 @@ class Resources(Section):
     """What each worker gets."""
 
     workers: int = placement(2, "data-parallel workers", ge=1)
+    min_workers: int | None = placement(
+        None, "fewest workers that the run goes on with while nodes are missing; None: it waits for all", ge=1
+    )
+    resize_s: float = placement(
+        600.0, "seconds between looks for nodes that came, where workers are missing; each gain is a restart", gt=0
+    )
     cpus_per_worker: int = placement(1, "CPU cores of each worker", ge=1)
     gpu: bool = placement(False, "one GPU for each worker")
     accelerator: str | None = placement(None, "model of the GPUs, such as L4 or A10G; None takes any", min_length=1)
@@ -208,6 +214,7 @@ def _contradictions(config: Config) -> Iterator[str]:
         yield f"mixture ({len(config.mixture)} and the first data set) needs as many order.lanes ({lanes}) at least"
     if config.mixture and config.order.keep_tail:
         yield "order.keep_tail does not go with mixture: proportions would not be exact"
+    yield from _elastic(config)
     if config.resources.workers > lanes:
         yield f"resources.workers ({config.resources.workers}) must be at most order.lanes ({lanes})"
     if config.model.batch_norm == "groups":
@@ -263,6 +270,22 @@ def _contradictions(config: Config) -> Iterator[str]:
             yield f"augment.crop=resized would falsify task '{name}' (crop=refuse): use none or padded"
         if task.colour == "refuse" and recolours:
             yield f"augment.brightness, contrast, saturation would falsify task '{name}' (colour=refuse): set them to 0"
+
+
+def _elastic(config: Config) -> Iterator[str]:
+    resources, model = config.resources, config.model
+    least, most = resources.min_workers, resources.workers
+    if least is None:
+        return
+    if least > most:
+        yield f"resources.min_workers ({least}) must be at most resources.workers ({most})"
+    if config.runtime != "ray":
+        yield f"resources.min_workers ({least}) needs runtime=ray: nobody else starts workers anew"
+    wrong = [n for n in range(least, most) if model.batch_norm_groups % n]
+    if model.batch_norm == "groups" and wrong:
+        yield f"resources.min_workers ({least}): {wrong[0]} workers do not divide model.batch_norm_groups"
+    if model.batch_norm == "sync" and config.max_micro_batch is not None:
+        yield f"resources.min_workers ({least}) and max_micro_batch do not go with model.batch_norm=sync"
 
 
 def load(path: Path) -> Config:

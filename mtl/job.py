@@ -2,8 +2,8 @@
 
 import platform
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, TypeVar, final
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtl import goodput
+from mtl import goodput, rewind
 from mtl.accounting import scale, totals
 from mtl.agreement import Batches
 from mtl.attempt import begin_attempt, retain
@@ -23,11 +23,12 @@ from mtl.config import Config
 from mtl.console import counted
 from mtl.data.colour import Standardise
 from mtl.data.mixture import AnyOrder
+from mtl.data.names import image_ids
 from mtl.ema import Ema
 from mtl.errors import CheckpointError, StoreError
 from mtl.goodput import Account, Meter, now
 from mtl.loop import train
-from mtl.mixing import training_order, training_sets
+from mtl.mixing import DataSet, training_order, training_sets
 from mtl.model import MultiTaskModel
 from mtl.optim import build_optimizer
 from mtl.optimizer_state import optimizer_tensors, restore_optimizer
@@ -46,12 +47,12 @@ from mtl.parts import (
 )
 from mtl.precision import Precision, set_numerics
 from mtl.profiling import profiled
-from mtl.record import Commit, checkpoint_path, read
+from mtl.record import Commit, Skipped, checkpoint_path, read
 from mtl.runtime import Runtime
 from mtl.scoring import Scorer
 from mtl.store import open_store
 from mtl.tracking import Trackers, open_trackers
-from mtl.trainee import Position, Trainee
+from mtl.trainee import Position, Streak, Trainee
 
 Result = dict[str, Any]
 Event = dict[str, Any]
@@ -78,7 +79,11 @@ class Job:
     account: Account = field(default_factory=Account)
 
     def run(self) -> Result:
-        """Train to the end or to an agreed stop, and return the run's result; equal on every rank."""
+        """Train to the end or to an agreed stop, and return the run's result; equal on every rank.
+
+        Raises:
+            Rewind: too many steps were bad. What to pass over is recorded, and another job may go on at once.
+        """
         config, runtime, began = self.config, self.runtime, time.perf_counter()
         set_numerics(config.precision, deterministic=config.deterministic)
         sets = training_sets(config)
@@ -121,6 +126,8 @@ class Job:
             precision=precision,
             strong=strong_of(config),
             ema=ema,
+            passed_over=rewind.passed_over(self.skipped),
+            streak=self.streak,
         )
         self.trackers = self._open(trainee, position)
         loader: Batches = training_loader(config, self.specs, sets, order, position.step, runtime)
@@ -135,19 +142,23 @@ class Job:
                 say=self._note,
             )
         self.meter.resume()
-        with self.background:
-            finished = self.scorer.selection.enough or train(
-                config,
-                trainee,
-                position,
-                loader,
-                runtime,
-                commit=lambda at: self._pausing(self._commit, trainee, order, at),
-                record=lambda row: self._record(row, order),
-                at_epoch_end=lambda epoch: self._pausing(self.scorer.after_epoch, trainee, epoch),
-                watch=self.background.watch,
-            )
-            self.meter.pause()
+        try:
+            with self.background:
+                finished = self.scorer.selection.enough or train(
+                    config,
+                    trainee,
+                    position,
+                    loader,
+                    runtime,
+                    commit=lambda at: self._pausing(self._commit, trainee, order, at),
+                    record=lambda row: self._record(row, order),
+                    at_epoch_end=lambda epoch: self._pausing(self.scorer.after_epoch, trainee, epoch),
+                    watch=self.background.watch,
+                )
+                self.meter.pause()
+        except rewind.Rewind as bad:
+            self._pass_over(bad, order, sets)
+            raise
         if finished:
             self.scorer.evaluate("test", trainee, position.step // order.steps)
             self.scorer.test_best(trainee, self.store)
@@ -178,8 +189,11 @@ class Job:
         # Every rank reads the same list: nobody can commit before all ranks have begun.
         record = self.attempt.record if self.attempt else read(self.store)
         self.damaged: tuple[Commit, ...] = ()
+        self.skipped: tuple[Skipped, ...] = ()
+        self.streak = Streak()
         found = None
         if record is not None:
+            self.skipped = record.skipped
             found = load_newest(self.store, record.checkpoints, self._note)
         step = 0
         if record is not None and found is not None:
@@ -202,6 +216,7 @@ class Job:
             self.scorer.selection.restore(state["selection"])
             self.scorer.done = state["evaluations"]
             self.meter = Meter(state.get("useful_s", 0.0))
+            self.streak = Streak(**state.get("streak", {}))
             step = commit.step
             first = self.runtime.rank == 0
             position = Position(step, int(state["ledger"], 16) if first else 0, state["quarantined"], state["skipped"])
@@ -266,6 +281,7 @@ class Job:
             "ledger": f"{ledger:016x}",
             "quarantined": position.quarantined,
             "skipped": position.skipped,
+            "streak": asdict(trainee.streak),
             "optimizer": optimizer,
             "balancer": trainee.weigher.state_dict(),
             "precision": trainee.precision.state(),
@@ -294,7 +310,9 @@ class Job:
             manifest_sha256=seal,
             time=datetime.now(UTC).isoformat(timespec="seconds"),
         )
-        record = self.attempt.commit(commit, damaged=self.damaged, keep=self.config.checkpoint.keep, best=best)
+        # Commits amid bad steps take no place from those before: see mtl/rewind.py.
+        keep = self.config.checkpoint.keep + state["streak"]["untrained"]
+        record = self.attempt.commit(commit, damaged=self.damaged, keep=keep, best=best)
         events: list[Event] = []
         try:
             retain(self.store, record)
@@ -304,6 +322,17 @@ class Job:
         self.account.update(until=now(), useful_s=state["useful_s"])
         goodput.write(self.store, self.account)
         return [*events, {"kind": "commit", "step": step, "seconds": time.perf_counter() - began}]
+
+    def _pass_over(self, bad: rewind.Rewind, order: AnyOrder, sets: Sequence[DataSet]) -> None:
+        self.meter.pause()
+        folders = [(its.store, its.index) for its in sets]
+        said = rewind.pass_over(
+            bad, self.store, self.attempt, self.runtime, self.skipped, lambda steps: image_ids(order, folders, steps)
+        )
+        self.trackers.close()
+        self._note(said)
+        lost_s = self.meter.useful_s - self.account.get("useful_s", 0.0)  # rank 0's account alone counts
+        self.runtime.lost = {"cause": "bad steps", "replayed_s": round(lost_s, 1)}
 
     def _pausing(self, function: Callable[..., T], *args: Any) -> T:
         with self.meter.paused():

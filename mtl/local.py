@@ -8,7 +8,9 @@ from mtl.console import RunConsole
 from mtl.errors import ConfigError, RunError
 from mtl.job import Job, Result
 from mtl.limit import Limit
+from mtl.memory import attributed
 from mtl.record import read
+from mtl.rewind import persevere
 from mtl.runtime import LocalRuntime
 from mtl.session import train as owned
 from mtl.store import open_store
@@ -36,7 +38,7 @@ def lead(config: Config, console: RunConsole, runtime: LocalRuntime, dtype: torc
     def launch(owner: str) -> Result:
         nonlocal told
         told = True
-        return Job(config, runtime, runtime.share(owner), dtype).run()
+        return _train(config, runtime, runtime.share(owner), dtype)
 
     try:
         return owned(config, console, launch)
@@ -52,11 +54,16 @@ def follow(config: Config, runtime: LocalRuntime, dtype: torch.dtype = torch.flo
         RunError: rank 0 could not begin.
     """
     if owner := runtime.share(""):
-        return Job(config, runtime, owner, dtype).run()
+        return _train(config, runtime, owner, dtype)
     record = read(open_store(config.storage).child(config.name))
     if record is not None and record.status == "finished":
         return dict(record.result or {})
     raise RunError(f"Rank 0 could not begin the run '{config.name}'.", do="see its message")
+
+
+def _train(config: Config, runtime: LocalRuntime, owner: str, dtype: torch.dtype) -> Result:
+    with attributed(config, runtime.world_size):
+        return persevere(lambda: Job(config, runtime, owner, dtype).run())
 
 
 def solitary(gpu: bool = False) -> LocalRuntime:

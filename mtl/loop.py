@@ -26,16 +26,14 @@ from mtl.config import Config
 from mtl.data.colour import Standardise
 from mtl.data.keyed import key
 from mtl.data.loader import OK, QUARANTINED, Batch, Loader
-from mtl.errors import DataError, MtlError
+from mtl.errors import DataError
 from mtl.optim import set_learning_rate
 from mtl.precision import Precision
+from mtl.rewind import BAD_STEPS, Rewind
 from mtl.runtime import Runtime
 from mtl.tally import Tally
 from mtl.tasks import TaskSpec
-from mtl.trainee import Position, Randomness, RunningStatistics, Trainee, settle
-
-BAD_STEPS = 10
-"""Consecutive steps without a finite gradient after which training stops."""
+from mtl.trainee import Position, Randomness, RunningStatistics, Streak, Trainee, settle
 
 
 @dataclass
@@ -133,6 +131,9 @@ def train(
 
     Returns:
         Whether training is complete.
+
+    Raises:
+        Rewind: too many steps in a row were bad; by all ranks.
     """
     specs, device = trainee.specs, runtime.device
     steps, first, committed_step = trainee.steps_per_epoch * config.epochs, position.step, position.step
@@ -143,7 +144,7 @@ def train(
         specs,
         runtime,
         stop=runtime.stop_requested,
-        commit=lambda: runtime.commit_requested() or commit_due(),
+        commit=lambda: runtime.commit_requested() or (trainee.streak.untrained == 0 and commit_due()),
         log=log_due,
     )
     fed_by = machine(config)
@@ -163,12 +164,14 @@ def train(
         rate = set_learning_rate(trainee.optimizer, config.optimizer, epoch, config.epochs, config.global_batch)
         torch.manual_seed(key("step", config.seed, batch.step, runtime.rank) >> 1)
 
-        losses = train_step(trainee, batch, agreed.counts, device)
+        trainee.copied_s = 0.0
+        pass_over = batch.step in trainee.passed_over
+        losses = None if pass_over else train_step(trainee, batch, agreed.counts, device)
 
         if losses is None:
             _skipped(trainee, position, batch, runtime)
         else:
-            trainee.bad_in_a_row = 0
+            trainee.streak = Streak()
             if trainee.ema is not None:
                 trainee.ema.update(agreed.samples)
             window.losses += losses
@@ -238,17 +241,14 @@ def evaluate(
         images, colour = torch.from_numpy(batch.images).to(device), torch.from_numpy(batch.colour).to(device)
         outputs = precision.apply(model, standardise(images, colour))
         status = torch.from_numpy(batch.status)
-        tally.add(outputs, _labels(batch, device), status == OK)
+        labels = {name: torch.from_numpy(values).to(device) for name, values in batch.labels.items()}
+        tally.add(outputs, labels, status == OK)
         counts += torch.stack([(status == OK).sum(), (status == QUARANTINED).sum()])
     valid, quarantined = map(int, runtime.sum(counts).tolist())
     if valid + quarantined != rows:
         got = f"{valid} valid rows and {quarantined} quarantined ones"
         raise DataError("Evaluation did not count every row once.", got=got, expected=f"{rows} rows")
     return Scores(tally.metrics(runtime), quarantined)
-
-
-def _labels(batch: Batch, device: torch.device) -> dict[str, Tensor]:
-    return {name: torch.from_numpy(values).to(device) for name, values in batch.labels.items()}
 
 
 def _window(tasks: int, device: torch.device) -> Window:
@@ -284,14 +284,15 @@ def _progress(
 
 
 def _skipped(trainee: Trainee, position: Position, batch: Batch, runtime: Runtime) -> None:
+    streak = trainee.streak
     position.skipped += 1
+    streak.untrained += 1
+    if batch.step in trainee.passed_over:
+        return
     scaled = trainee.precision.skipped()
-    trainee.bad_in_a_row += not scaled
     now = f"; losses are scaled by {trainee.precision.scale():,.0f} from here on" if scaled else ""
     runtime.emit({"kind": "note", "text": f"step {batch.step}: a gradient is not finite; the step is skipped{now}"})
-    if trainee.bad_in_a_row >= BAD_STEPS:
-        raise MtlError(
-            f"Training diverged: {BAD_STEPS} steps in a row had no finite gradient.",
-            got=f"step {batch.step}",
-            do="lower optimizer.lr, or set optimizer.clip_norm; the last commit is from before these steps",
-        )
+    if not scaled:
+        streak.add_bad(batch.step)
+    if streak.bad >= BAD_STEPS:
+        raise Rewind(streak.since, batch.step)

@@ -1,7 +1,7 @@
 """What can be checked before torch and Ray are imported: the data set, its labels, the arithmetic, the run's past."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,6 +49,7 @@ class Plan:
             *(f"rate     {scaled}" for scaled in [config.optimizer.scaled(config.global_batch)] if scaled),
             f"order    {order.order_id}: {counted(order.lanes, 'lane')}, "
             f"{balances(order.lanes, workers, worker_counts(config))}",
+            *(f"elastic  {line}" for line in _elastic(config)),
             f"memory   {self.memory.describe()}, for reading and decoding",
             *(f"changed  {name}: {old} -> {new}" for name, (old, new) in self.changed.items()),
         ]
@@ -84,13 +85,14 @@ def check_order(config: Config, sets: Sequence[DataSet]) -> tuple[AnyOrder, Foot
     """
     order, manifest = training_order(config, sets), sets[0].manifest
     lengths, limit = np.concatenate([its.index.length for its in sets]), config.loader.memory_gb * 1e9
-    held = _footprint(config, manifest, order, lengths, world_size(config))
+    workers = fewest_workers(config)
+    held = _footprint(config, manifest, order, lengths, workers)
     if held.total > limit:
         fits = (n for n in worker_counts(config) if _footprint(config, manifest, order, lengths, n).total <= limit)
         enough = next(fits, None)
         raise ConfigError(
             "The read path does not fit into memory.",
-            got=f"{held.describe()}, of {world_size(config)}",
+            got=f"{held.describe()}, of {workers}",
             expected=f"at most loader.memory_gb = {config.loader.memory_gb}",
             do="lower order.block_row_groups or loader.prefetch_mb, set loader.memory to none, "
             f"{f'use {enough} workers, ' if enough else ''}or raise loader.memory_gb",
@@ -170,6 +172,11 @@ def world_size(config: Config) -> int:
     return config.resources.workers if config.runtime == "ray" else int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def fewest_workers(config: Config) -> int:
+    """The number of workers that the run may go on with, at least."""
+    return (config.resources.min_workers if config.runtime == "ray" else None) or world_size(config)
+
+
 def worker_counts(config: Config) -> list[int]:
     """The numbers of workers on which the run may go on, ascending: at most one a lane."""
     groups = config.model.batch_norm_groups if config.model.batch_norm == "groups" else 0
@@ -202,6 +209,17 @@ def check_resumable(run: Store, config: Config) -> dict[str, tuple[object, objec
             f"(jobs/train.py --config {run.uri}/config.yaml)",
         )
     return {name: (old, new) for name, (_, old, new) in changed.items() if not _is_address(name)}
+
+
+def _elastic(config: Config) -> Iterator[str]:
+    least, most = fewest_workers(config), world_size(config)
+    if least < most:
+        local = config.global_batch // config.order.lanes * -(-config.order.lanes // least)
+        passes = -(-local // (config.max_micro_batch or local))
+        yield (
+            f"{least} to {counted(most, 'worker')}, {config.global_batch} samples a step with any; "
+            f"with {least} in {counted(passes, 'part')} each"
+        )
 
 
 def _is_address(field: str) -> bool:

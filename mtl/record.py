@@ -40,6 +40,15 @@ class Commit(_Strict):
 
 
 @final
+class Skipped(_Strict):
+    """Steps, from `first` to `last`, that are passed over; the object `images` names their samples (mtl/rewind.py)."""
+
+    first: int
+    last: int
+    images: str
+
+
+@final
 class Record(_Strict):
     """run.json. `beat` and `write` change with every write, so no two contents are ever equal."""
 
@@ -54,6 +63,7 @@ class Record(_Strict):
     checkpoints: tuple[Commit, ...] = ()  # newest first
     best: Commit | None = None  # of them, or an older one that is kept for its metric
     result: dict[str, JsonValue] | None = None
+    skipped: tuple[Skipped, ...] = ()
 
 
 def check_name(name: str) -> None:

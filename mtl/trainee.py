@@ -1,6 +1,6 @@
 """What a training loop carries: the model with all that trains it, and where training stands."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import final
 
 import torch
@@ -29,6 +29,20 @@ class Position:
 
 
 @dataclass
+class Streak:
+    """Steps since the last one that was trained: `bad` ones, of which the first is `since`, and those passed over."""
+
+    bad: int = 0
+    since: int = 0
+    untrained: int = 0  # both together
+
+    def add_bad(self, step: int) -> None:
+        """Take in a bad one."""
+        self.since = self.since if self.bad else step
+        self.bad += 1
+
+
+@dataclass
 class Trainee:
     """What is trained, and with what.
 
@@ -50,7 +64,8 @@ class Trainee:
     precision: Precision
     strong: Strong | None = None
     ema: Ema | None = None
-    bad_in_a_row: int = 0
+    passed_over: frozenset[int] = frozenset()  # steps that are not trained: see mtl/rewind.py
+    streak: Streak = field(default_factory=Streak)
     copied_s: float = 0.0  # host time of copies to the device, so far
 
     def inputs(self, batch: Batch, device: torch.device) -> Inputs:

@@ -4,9 +4,10 @@ import logging
 import os
 import socket
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray._private.services import find_bootstrap_address
@@ -30,6 +31,13 @@ ENVIRONMENT = {
 }
 """Set in the driver, for Ray's own processes, unless the user set them; docs/operations.md says the same."""
 
+ELASTIC = {
+    # Such a run asks for nodes that are there. Ray looks at the nodes every 20 s, so one that has gone may be among
+    # them, and the next try counts anew.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
+}
+"""The same for runs with `resources.min_workers`."""
+
 _SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 _CONNECT_S = 5.0
 _CHECKOUT = Path(__file__).resolve().parents[2]
@@ -46,7 +54,7 @@ def joined(config: Config) -> Generator[None]:
         _check(config)
         yield
         return
-    for name, value in ENVIRONMENT.items():
+    for name, value in (ENVIRONMENT | (ELASTIC if config.resources.min_workers else {})).items():
         os.environ.setdefault(name, value)
     # Workers import mtl from the driver's checkout, wherever it was called from. A submitted job brings its own copy.
     search = [] if _SUBMITTED in os.environ else [str(_CHECKOUT)]
@@ -97,23 +105,28 @@ def labels(resources: Resources) -> dict[str, str]:
     return {"ray.io/accelerator-type": resources.accelerator} if resources.accelerator else {}
 
 
+def usable(nodes: Iterable[dict[str, Any]], resources: Resources | None = None) -> list[dict[str, Any]]:
+    """Those of `ray.nodes()` that live, and on which workers with `resources` may run."""
+    wanted = labels(resources).items() if resources else ()
+    return [node for node in nodes if node["Alive"] and all(item in node["Labels"].items() for item in wanted)]
+
+
 def _check(config: Config) -> None:
     if is_autoscaler_v2(fetch_from_server=True):
         return  # nodes that are missing now are added when the workers ask for them
     resources, have = config.resources, Counter[str]()
-    for node in ray.nodes():
-        if node["Alive"] and labels(resources).items() <= node["Labels"].items():
-            have.update(node["Resources"])
-    need = {"CPU": resources.workers * resources.cpus_per_worker}
+    for node in usable(ray.nodes(), resources):
+        have.update(node["Resources"])
+    workers = resources.min_workers or resources.workers
+    need = {"CPU": workers * resources.cpus_per_worker}
     if resources.gpu:
-        need["GPU"] = resources.workers
+        need["GPU"] = workers
     short = {kind: (int(have[kind]), amount) for kind, amount in need.items() if have[kind] < amount}
     if short:
         nodes = f" on nodes with {resources.accelerator}" if resources.accelerator else ""
         raise ResourceError(
             "The cluster is too small for the workers asked for.",
             got=", ".join(f"{has} {kind}s" for kind, (has, _) in short.items()) + nodes,
-            expected=", ".join(f"{wants} {kind}s" for kind, (_, wants) in short.items())
-            + f" for {resources.workers} workers",
+            expected=", ".join(f"{wants} {kind}s" for kind, (_, wants) in short.items()) + f" for {workers} workers",
             do="lower --resources.workers or --resources.cpus-per-worker, or add nodes",
         )

@@ -17,7 +17,7 @@ from mtl.console import counted
 from mtl.data.manifest import Manifest
 from mtl.errors import MtlError
 from mtl.findings import Check, Finding, Show, examine
-from mtl.on_ray.cluster import joined
+from mtl.on_ray.cluster import joined, usable
 from mtl.store import open_store
 from mtl.versions import differing, versions
 
@@ -49,7 +49,7 @@ def examine_cluster(case: doctor.Case, show: Show) -> list[Finding]:
             return found
         later = [
             Check("nodes", lambda: compare(versions(), ask_nodes()), _NODE_S + 10),
-            Check("shared", lambda: shared(config, len(_alive(ray.nodes())))),
+            Check("shared", lambda: shared(config, len(usable(ray.nodes())))),
             Check("step", lambda: step(config, case.manifest is not None), doctor.STEP_LIMIT_S),
         ]
         return found + examine(later, show)
@@ -57,7 +57,7 @@ def examine_cluster(case: doctor.Case, show: Show) -> list[Finding]:
 
 def resources(config: Config, nodes: list[dict[str, Any]]) -> Finding:
     """What there is, beside what the workers ask for; too little of it is an error of joining."""
-    alive, wanted = _alive(nodes), config.resources
+    alive, wanted = usable(nodes), config.resources
     cpus, gpus = (int(sum(node["Resources"].get(kind, 0) for node in alive)) for kind in ("CPU", "GPU"))
     there = f"{counted(len(alive), 'node')} with {counted(cpus, 'CPU')} and {counted(gpus, 'GPU')}"
     asked = f"{counted(wanted.workers, 'worker')} with {counted(wanted.cpus_per_worker, 'CPU')} each"
@@ -81,7 +81,7 @@ def ask_nodes() -> list[Node]:
     """Every node's software and clock; one that does not answer in time is named with its trouble."""
     probe: Any = ray.remote(num_cpus=0)(_Probe)
     asked: list[tuple[str, Any, Any]] = []
-    for node in _alive(ray.nodes()):
+    for node in usable(ray.nodes()):
         there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         actor = probe.options(scheduling_strategy=there).remote()
         asked.append((node["NodeManagerHostname"], actor, actor.versions.remote()))
@@ -152,7 +152,7 @@ def step(config: Config, real: bool) -> list[Finding]:
     """One step in a process with the resources of a worker."""
     wanted = config.resources
     task: Any = ray.remote(num_cpus=wanted.cpus_per_worker, num_gpus=int(wanted.gpu))(_step)
-    on_node = -(-wanted.workers // len(_alive(ray.nodes())))
+    on_node = -(-wanted.workers // len(usable(ray.nodes())))
     try:
         return ray.get(task.remote(config.to_yaml(), real, on_node))
     except RayError as error:
@@ -170,7 +170,3 @@ def _step(text: str, real: bool, on_node: int) -> list[Finding]:
     manifest = Manifest.load(open_store(config.data)) if real else None
     found = list(doctor.step(config, manifest, gpu=config.resources.gpu, on_node=on_node))
     return [replace(finding, what=f"on {platform.node()}: {finding.what}") for finding in found]
-
-
-def _alive(nodes: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [node for node in nodes if node["Alive"]]

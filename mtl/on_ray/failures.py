@@ -2,11 +2,18 @@
 
 from typing import final
 
+from ray.exceptions import OutOfMemoryError
 from ray.train import UserCallback
 from ray.train.v2._internal.execution.context import TrainRunContext
 
 from mtl.errors import MtlError, StoreError
+from mtl.memory import HOST
 from mtl.on_ray.channel import Channel
+
+
+def killed_for_memory(error: BaseException) -> bool:
+    """Whether Ray's memory monitor ended the worker that failed with `error`."""
+    return isinstance(getattr(error, "health_check_failure", error), OutOfMemoryError)
 
 
 @final
@@ -32,5 +39,7 @@ class Failures(UserCallback):
         for rank, error in worker_exceptions.items():
             reason = str(error).strip().splitlines()
             text = f"worker {rank} failed: {reason[0] if reason else type(error).__name__}"
+            if killed_for_memory(error):
+                text = f"worker {rank} was ended by Ray, because its machine ran out of memory: {HOST}"
             self._channel.put({"kind": "note", "text": text})
             self._channel.put({"kind": "log", "source": f"worker-{rank}", "text": f"{error}\n"})

@@ -12,18 +12,20 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from mtl.config import Config, parse
 from mtl.console import RunConsole
-from mtl.errors import MtlError
+from mtl.errors import MtlError, ResourceError
 from mtl.job import Job
 from mtl.limit import Limit
 from mtl.logs import Logs
+from mtl.memory import HOST, attributed
 from mtl.on_ray.channel import Channel, Event
 from mtl.on_ray.cluster import joined, labels
-from mtl.on_ray.failures import Failures
+from mtl.on_ray.failures import Failures, killed_for_memory
 from mtl.on_ray.listener import Listener
 from mtl.on_ray.runtime import RayRuntime
 from mtl.on_ray.signals import Signals
 from mtl.on_ray.watchdog import States
 from mtl.record import read
+from mtl.rewind import persevere
 from mtl.session import train as owned
 from mtl.store import Store, open_store
 
@@ -38,7 +40,8 @@ def train(config: Config, console: RunConsole) -> Result:
     """
 
     def launch(owner: str) -> Result:
-        console.line(f"starting {config.resources.workers} workers")
+        least, most = config.resources.min_workers, config.resources.workers
+        console.line(f"starting {f'{least} to ' if least else ''}{most} workers")
         over = Limit(config.max_hours, console.line)
         with Signals(console.line) as stopping:
             return fit(config, owner, console, lambda: stopping() or over())
@@ -114,7 +117,8 @@ def _trainer(config: Config, owner: str, channel: Channel, scratch: Path) -> Tor
         train_loop_config={"config": config.to_yaml(), "owner": owner, "channel": channel},
         torch_config=TorchConfig(backend="nccl" if resources.gpu else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=resources.workers,
+            num_workers=(resources.min_workers, resources.workers) if resources.min_workers else resources.workers,
+            elastic_resize_monitor_interval_s=resources.resize_s,
             use_gpu=resources.gpu,
             resources_per_worker=each,
             label_selector=labels(resources) or None,
@@ -132,7 +136,8 @@ def _work(arguments: dict[str, Any]) -> Result:
     config = parse(arguments["config"])
     runtime = RayRuntime(get_device(), config.resources.cpus_per_worker, arguments["channel"])
     try:
-        return Job(config, runtime, arguments["owner"]).run()
+        with attributed(config, runtime.world_size):
+            return persevere(lambda: Job(config, runtime, arguments["owner"]).run())
     finally:
         runtime.close()
 
@@ -150,6 +155,12 @@ def _readable(error: BaseException) -> BaseException:
     rank, cause = next(iter(error.worker_failures.items()))
     if isinstance(cause, MtlError):
         return cause
+    if killed_for_memory(cause):
+        return ResourceError(
+            f"The machine of worker {rank} ran out of memory, and the restarts allowed are used up.",
+            got=str(cause).strip(),
+            do=HOST,
+        )
     logs = Path(ray._private.worker._global_node.get_session_dir_path()) / "logs"  # pyright: ignore
     return MtlError(
         f"Worker {rank} failed, and the restarts allowed are used up.",

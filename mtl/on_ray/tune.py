@@ -25,7 +25,7 @@ from mtl.console import counted
 from mtl.errors import MtlError
 from mtl.limit import Limit
 from mtl.on_ray.channel import Channel
-from mtl.on_ray.cluster import joined, labels
+from mtl.on_ray.cluster import joined, usable
 from mtl.on_ray.signals import Signals
 from mtl.session import Says
 from mtl.sweep.board import Board
@@ -73,9 +73,7 @@ def _together(board: Board) -> int:
     resources, asked = board.config.resources, board.sweep.concurrent
     if is_autoscaler_v2(fetch_from_server=True):
         return asked or 1  # nodes come when trials ask for them, so there is nothing to count
-    wanted = labels(resources).items()
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and wanted <= node["Labels"].items()]
-    fitting = at_once(resources, nodes)
+    fitting = at_once(resources, [node["Resources"] for node in usable(ray.nodes(), resources)])
     return min(fitting, asked or fitting)
 
 

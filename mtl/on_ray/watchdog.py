@@ -86,7 +86,7 @@ class Watchdog:
         raise ResourceError(
             "The workers could not be had in time.",
             got=f"none after {limit_s:g} s; the cluster has {_described()}",
-            expected=f"{resources.workers} workers with {each} each"
+            expected=f"{resources.min_workers or resources.workers} workers with {each} each"
             + (f", on nodes with {resources.accelerator}" if resources.accelerator else ""),
             do="add or free nodes, or raise --resources.pending-deadline-s; rerunning resumes from the last commit",
         )

@@ -97,7 +97,7 @@ def train(
             result = local.lead(config, RunConsole(io.StringIO()), runtime, dtype)
         else:
             result = local.follow(config, runtime, dtype)
-    return {**result, "digest": digest(trained[0].model) if trained else ""}
+    return {**result, "digest": digest(trained[-1].model) if trained else ""}
 
 
 def digest(model: torch.nn.Module) -> str:

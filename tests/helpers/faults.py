@@ -31,13 +31,14 @@ class Fault:
     exit        the process ends without a word
     terminate   SIGTERM, as before a preemption
     blind       the images of this batch become NaN
+    derange     the labels of this batch become so large that training blows up after it, though it is finite itself
     hold        nothing goes on until `until` exists
     forbid      it is an error to come here
     """
 
     where: Literal["step", "evaluate", "upload", "commit", "retain"]
     at: int
-    what: Literal["kill", "exit", "terminate", "blind", "hold", "forbid"]
+    what: Literal["kill", "exit", "terminate", "blind", "derange", "hold", "forbid"]
     rank: int = 0
     until: Path | None = None
 
@@ -52,6 +53,8 @@ class Fault:
                 os.kill(os.getpid(), signal.SIGTERM)
             case "blind":
                 next(arg for arg in args if isinstance(arg, Batch)).colour[:] = float("nan")
+            case "derange":
+                next(arg for arg in args if isinstance(arg, Batch)).labels["amount"][:] = 1e38
             case "hold":
                 assert self.until is not None
                 while not self.until.exists():

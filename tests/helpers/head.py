@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,8 +52,12 @@ class RealHead:
 
 
 @contextmanager
-def real_head(*, cpus: int = 2) -> Iterator[RealHead]:
-    """Start a head with a dashboard that asks for a token; the jobs on it find this interpreter as `python`."""
+def real_head(*, cpus: int = 2, variables: Mapping[str, str] | None = None) -> Iterator[RealHead]:
+    """Start a head with a dashboard that asks for a token; the jobs on it find this interpreter as `python`.
+
+    Args:
+        variables: more of its environment, which workers inherit.
+    """
     # Sockets lie in Ray's folder, and a socket's path has 107 characters at most.
     folder = Path(tempfile.mkdtemp(prefix="mtl-head-"))
     token = folder / "token"
@@ -67,6 +71,7 @@ def real_head(*, cpus: int = 2) -> Iterator[RealHead]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_USAGE_STATS_ENABLED": "0",
+        **(variables or {}),
     }
     options = {
         "node-ip-address": "127.0.0.1",

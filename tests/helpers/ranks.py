@@ -16,8 +16,8 @@ import torch
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 # The server imports torch once and forks every rank, so that a rank starts in milliseconds.
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["mtl.local", "tests.helpers.engine"])
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["mtl.local", "tests.helpers.engine"])
 
 _GRACE_S = 10.0  # for the ranks that are left, once one has died
 _LIMIT_S = 300.0
@@ -46,7 +46,7 @@ class Group:
         self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         self._files = [folder / f"rank-{rank}.json" for rank in range(world_size)]
         self.processes: list[BaseProcess] = [
-            _CONTEXT.Process(target=_rank, args=(rank, world_size, self._store.port, file, function, args), daemon=True)
+            CONTEXT.Process(target=_rank, args=(rank, world_size, self._store.port, file, function, args), daemon=True)
             for rank, file in enumerate(self._files)
         ]
         for process in self.processes:

@@ -197,6 +197,31 @@ def test_a_stopped_driver_commits_and_goes_on_later(data: Path, tmp_path: Path, 
     agrees_with_one_process(record(config)["result"], config)
 
 
+@pytest.mark.slow
+def test_a_killed_driver_takes_its_workers_along_and_the_run_goes_on(
+    data: Path, tmp_path: Path, ray_cluster: str
+) -> None:
+    until, pids = tmp_path / "until", tmp_path / "pids"
+    pids.mkdir()
+    model = striking("waits", until=str(until), at=3, pids=str(pids))
+    config = tiny_config(data, tmp_path / "runs", epochs=3, model=model)
+    path, join = write_config(tmp_path / "mine.yaml", config), ("--resources.address", ray_cluster)
+    with started("train.py", "--config", path, *join) as process:
+        read_until(process, "commit at step 3")
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+    wait_for_the_end_of(pids)
+    left = record(config)
+    assert (left["status"], left["checkpoints"][0]["step"]) == ("running", 3)
+
+    until.touch()
+    resumed = job("train.py", "--config", path, *join)
+    assert (resumed.status, resumed.err) == (0, "")
+    assert "resumed from the commit of step 3" in resumed.out
+    assert (record(config)["status"], record(config)["owner"]) == ("finished", None)
+    agrees_with_one_process(record(config)["result"], config)
+
+
 def wait_for_the_end_of(pids: Path) -> None:
     deadline = time.monotonic() + 30
     while left := alive(pids):

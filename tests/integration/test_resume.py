@@ -162,17 +162,6 @@ def test_a_step_without_finite_gradient_is_skipped_by_all(make: Callable[..., Co
     assert_same_run(together, alone)
 
 
-def test_divergence_stops_the_run(make: Callable[..., Config], start: Start) -> None:
-    config = make()
-    faults = [Fault("step", step, "blind", rank=1) for step in range(1, 12)]
-    for outcome in start(2, config, *faults).wait():
-        assert outcome.error == "MtlError"
-        assert "10 steps in a row had no finite gradient" in outcome.text
-    record = read(open_store(config.storage).child(config.name))
-    assert record is not None
-    assert record.status == "failed"
-
-
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_finished_stays_finished(world_size: int, start: Start, whole: Config) -> None:
     store = open_store(whole.storage).child(whole.name)

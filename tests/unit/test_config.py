@@ -116,6 +116,12 @@ def test_all_invalid_values_are_reported_at_once() -> None:
         ({"global_batch": 16, "model": Model()}, "fewer than 16 samples"),
         ({"max_micro_batch": 8, "model": Model()}, "max_micro_batch (8) must hold a batch-norm group (16 samples)"),
         ({"model": Model(batch_norm="sync")}, "needs GPUs"),
+        ({"resources": Resources(workers=2, min_workers=3)}, "resources.min_workers (3) must be at most"),
+        ({"runtime": "local", "resources": Resources(min_workers=1)}, "resources.min_workers (1) needs runtime=ray"),
+        (
+            {"global_batch": 64, "resources": Resources(workers=4, min_workers=1), "model": Model(batch_norm_groups=4)},
+            "resources.min_workers (1): 3 workers do not divide model.batch_norm_groups",
+        ),
     ],
 )
 def test_contradictions_are_refused(changes: dict[str, Any], fragment: str) -> None:

@@ -43,6 +43,14 @@ def test_only_nodes_of_the_accelerator_count(made_up: Any) -> None:
     assert caught.value.expected == "8 GPUs for 8 workers"
 
 
+def test_an_elastic_run_needs_room_for_its_fewest_workers(made_up: Any) -> None:
+    made_up(_node("L4"))
+    cluster._check(_asking(workers=8, min_workers=4, gpu=True))
+    with pytest.raises(ResourceError) as caught:
+        cluster._check(_asking(workers=8, min_workers=5, gpu=True))
+    assert caught.value.expected == "5 GPUs for 5 workers"
+
+
 def test_a_cluster_that_grows_may_be_empty_now(made_up: Any) -> None:
     made_up(_node(None, 0), autoscaling=True)
     cluster._check(_asking(workers=8, gpu=True, accelerator="A100"))

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
@@ -17,9 +18,10 @@ from mtl.config import Checkpoint, Config, Model, Optimizer, Order
 from mtl.config import Loader as LoaderConfig
 from mtl.data.colour import Standardise
 from mtl.data.loader import EMPTY, QUARANTINED, Bad, Batch, Loader
-from mtl.errors import DataError, MtlError
-from mtl.loop import BAD_STEPS, evaluate, train, train_step
+from mtl.errors import DataError
+from mtl.loop import evaluate, train, train_step
 from mtl.model.batchnorm import apply_policy
+from mtl.rewind import BAD_STEPS, Rewind
 from mtl.runtime import Runtime
 from mtl.trainee import Position, Trainee
 from tests.helpers.backbones import small
@@ -217,7 +219,13 @@ class Journal:
     def emit(self, event: dict[str, Any]) -> None:
         self.events.append(event)
 
-    def train(self, batches: list[Batch], position: Position | None = None, **changes: Any) -> tuple[bool, Position]:
+    def train(
+        self,
+        batches: list[Batch],
+        position: Position | None = None,
+        passed_over: frozenset[int] = frozenset(),
+        **changes: Any,
+    ) -> tuple[bool, Position]:
         """Train on `batches`, an epoch of four; `told` gets what happens besides steps."""
         settings: dict[str, Any] = {"epochs": 2, "global_batch": 8, "log_every_s": 1e9, "tasks": TASKS, **changes}
         order = Order(lanes=8)
@@ -226,7 +234,7 @@ class Journal:
         position = position or Position()
         finished = train(
             config,
-            trainee(optimizer=config.optimizer),
+            replace(trainee(optimizer=config.optimizer), passed_over=passed_over),
             position,
             cast("Loader", Scripted(batches)),
             cast("Runtime", self),
@@ -366,14 +374,33 @@ def test_skipped_steps_are_counted_and_told() -> None:
     assert all(math.isfinite(loss) for row in journal.rows for loss in row["loss"].values())
 
 
-def test_many_bad_steps_in_a_row_end_the_training() -> None:
+def test_many_bad_steps_in_a_row_send_the_run_back() -> None:
     scripted = batches(*range(22))
     for one in scripted[1:10] + scripted[11:]:  # nine, which are forgiven, a good one, and more than nine
         one.colour[0] = np.nan
-    with pytest.raises(MtlError, match=f"{BAD_STEPS} steps in a row") as caught:
+    with pytest.raises(Rewind) as caught:
         Journal().train(scripted, epochs=6)
-    assert caught.value.got == "step 20"
-    assert caught.value.do is not None
+    assert (caught.value.first, caught.value.last) == (11, 10 + BAD_STEPS)
+
+
+def test_no_commit_is_made_by_time_amid_bad_steps() -> None:
+    scripted = batches(*range(8))
+    for one in scripted[1:3]:
+        one.colour[0] = np.nan
+    journal = Journal()
+    journal.train(scripted, checkpoint=Checkpoint(every_s=1e-9))
+    # The flag for step 2 was on its way when step 1 turned out bad.
+    assert "commit 3" not in journal.told
+    assert "commit 5" in journal.told
+
+
+def test_steps_to_pass_over_are_not_trained_but_counted() -> None:
+    scripted, journal = batches(*range(8)), Journal()
+    scripted[1].colour[0] = scripted[2].colour[0] = np.nan  # would be noticed
+    finished, position = journal.train(scripted, passed_over=frozenset({1, 2, 5}))
+    assert finished
+    assert (position.skipped, position.step, position.ledger) == (3, 8, sum(range(1, 9)))
+    assert not [event for event in journal.events if event["kind"] == "note"]
 
 
 def test_too_many_undecodable_images_end_the_training() -> None:

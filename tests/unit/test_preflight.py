@@ -177,6 +177,15 @@ def test_it_is_said_how_many_workers_would_fit(tmp_path: Path) -> None:
     assert "use 2 workers" in str(refused(config(1, between), ConfigError).do)
 
 
+def test_an_elastic_run_is_planned_for_its_fewest_workers(data: Path, tmp_path: Path) -> None:
+    elastic = tiny_config(data, tmp_path, max_micro_batch=8, resources=Resources(workers=4, min_workers=1))
+    plan = check(elastic)
+    assert "elastic  1 to 4 workers, 32 samples a step with any; with 1 in 4 parts each" in plan.describe(elastic)
+    alone = tiny_config(data, tmp_path, resources=Resources(workers=1))
+    assert plan.memory.total == check(alone).memory.total
+    assert not any("elastic" in line for line in check(alone).describe(alone))
+
+
 def test_another_configuration_is_refused_with_the_difference(data: Path, tmp_path: Path) -> None:
     left(tiny_config(data, tmp_path))
     other = tiny_config(data, tmp_path, optimizer=Optimizer(lr=0.5), seed=7, epochs=9)

@@ -1,0 +1,98 @@
+"""A run that goes on with the workers there are, and takes in those that come back. Real nodes of Ray."""
+
+import io
+import json
+import signal
+from collections.abc import Generator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from mtl import local
+from mtl.config import Model, Resources
+from mtl.console import RunConsole
+from tests.helpers.datasets import tiny
+from tests.helpers.jobs import tiny_config
+from tests.helpers.nodes import Extra, extra_node
+
+# Ray's own warnings are not ours to mend.
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]
+
+
+@pytest.fixture
+def nodes(ray_cluster: str, tmp_path: Path) -> Generator[Any]:
+    """Adds a node with room for one worker; the head has room for one more."""
+    with ExitStack() as stack:
+        numbers = iter(range(10))
+
+        def add() -> Extra:
+            return stack.enter_context(extra_node(ray_cluster, tmp_path / f"node-{next(numbers)}.log", cpus=3))
+
+        yield add
+
+
+def test_a_lost_node_is_done_without_and_a_new_one_is_taken_in(
+    nodes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mtl.on_ray.cluster import ELASTIC
+    from mtl.on_ray.train import train
+
+    for name, value in ELASTIC.items():
+        monkeypatch.setenv(name, value)
+    tiny(tmp_path / "data")
+    release = tmp_path / "release"
+    model = Model(backbone="tests.helpers.backbones_at_fault:slow_until", backbone_args={"file": str(release)})
+    config = tiny_config(
+        tmp_path / "data",
+        tmp_path / "runs",
+        epochs=100,
+        max_micro_batch=16,
+        model=model,
+        resources=Resources(workers=2, min_workers=1, cpus_per_worker=3, resize_s=1),
+    )
+    said, node = io.StringIO(), nodes()
+    console = RunConsole(said)
+
+    class Listening:
+        """A console; the node dies at the first progress, and another comes once one worker has gone on alone."""
+
+        line = console.line
+        workers: list[str] = []  # noqa: RUF012 - of this test alone
+
+        def __call__(self, event: dict[str, Any]) -> None:
+            console(event)
+            if event["kind"] == "note" and event["text"].startswith("attempt "):
+                self.workers.append(event["text"].rpartition(", ")[2])
+                if len(self.workers) == 3:
+                    release.touch()
+            elif event["kind"] == "progress" and len(self.workers) == 1 and not killed:
+                killed.append(kill(node))
+            elif event["kind"] == "progress" and len(self.workers) == 2 and len(killed) == 1:
+                killed.append(nodes())
+
+    killed: list[object] = []
+    listening = Listening()
+    result = train(config, cast("RunConsole", listening))
+    log = said.getvalue()
+    assert result["status"] == "finished", log
+    assert listening.workers == ["2 workers", "1 worker", "2 workers"], log
+    assert [one["cause"] for one in result["restarts"]] == ["failed", "resized"], log
+    attempts = [json.loads((tmp_path / "runs/tiny/attempts" / f"{n}.json").read_text()) for n in (1, 2, 3)]
+    assert [one["workers"] for one in attempts] == [2, 1, 2]
+    alone = config.model_copy(update={"name": "alone", "runtime": "local"})
+    expected = local.train(alone, RunConsole(io.StringIO()))
+    assert result["ledger"] == expected["ledger"]
+    for task, metrics in expected["metrics"]["test"].items():
+        assert result["metrics"]["test"][task] == pytest.approx(metrics, rel=1e-2), task
+
+
+def kill(node: Extra) -> int:
+    """The machine is gone: its raylet and what it started, without a word."""
+    import os
+
+    children = Path(f"/proc/{node.process.pid}/task/{node.process.pid}/children").read_text().split()
+    for pid in (*map(int, children), node.process.pid):
+        os.kill(pid, signal.SIGKILL)
+    return node.process.pid
