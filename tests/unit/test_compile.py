@@ -8,11 +8,17 @@ import torch
 from torch import nn
 from torch._functorch import config as functorch
 
+from mtl.config import Model
+from mtl.config_model import Sharing
+from mtl.errors import ConfigError
 from mtl.model import PATTERNS
 from mtl.parts import compile_backbone
-from tests.unit.model.test_sharing import ARGUMENTS, images, loss, made
+from tests.helpers.jobs import tiny_config
+from tests.unit.model.test_sharing import images, loss, made
 
 EXACT: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-10}
+
+WHOLE = [pattern for pattern in PATTERNS if pattern not in ("mtan", "cross-stitch")]
 
 
 @pytest.fixture
@@ -32,7 +38,7 @@ def convolutions(model: nn.Module) -> int:
     return sum(isinstance(module, nn.Conv2d) for module in model.modules())
 
 
-@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("pattern", WHOLE)
 def test_every_pattern_computes_with_the_compiled_backbone(
     pattern: str, counted: tuple[list[int], Callable[..., Any]]
 ) -> None:
@@ -53,3 +59,9 @@ def test_graphs_of_several_backwards_keep_their_buffers() -> None:
         assert functorch.donated_buffer
         compile_backbone(made("hard"), traversed_again=True)
         assert not functorch.donated_buffer
+
+
+@pytest.mark.parametrize("pattern", ["mtan", "cross-stitch"])
+def test_a_backbone_that_is_taken_apart_is_refused(pattern: Any) -> None:
+    with pytest.raises(ConfigError, match="compile needs a backbone that runs in one piece"):
+        tiny_config("data", "runs", compile=True, model=Model(sharing=Sharing(pattern=pattern), batch_norm="local"))
