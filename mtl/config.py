@@ -248,6 +248,8 @@ def _contradictions(config: Config) -> Iterator[str]:
     if config.precision == "tf32" and not config.resources.gpu:
         yield "precision=tf32 needs GPUs (resources.gpu): CPUs know no TF32"
     yield from contradictions(config.evaluation, config.tasks)
+    if config.compile and sharing.pattern in ("mtan", "cross-stitch"):
+        yield f"compile needs a backbone that runs in one piece, which {sharing.pattern} takes apart"
     if config.resources.accelerator and not config.resources.gpu:
         yield f"resources.accelerator ({config.resources.accelerator}) needs GPUs (resources.gpu)"
     augment = config.augment

@@ -102,6 +102,19 @@ def test_rank_invariance_of_batch_norm_in_groups(run: Run, data: Path, world_siz
     assert_same_run(run(data, world_size, **changes), run(data, 1, **changes))
 
 
+@pytest.mark.parametrize(("world_size", "max_micro_batch"), [(3, None), (2, 7)])
+def test_rank_invariance_of_mixed_samples_and_of_the_average(
+    run: Run, data: Path, world_size: int, max_micro_batch: int | None
+) -> None:
+    plain = tiny_config(data, data)
+    augment = plain.augment.model_copy(update={"mixup": 0.4, "cutmix": 1.0, "erase": 0.5})
+    optimizer = plain.optimizer.model_copy(update={"ema_epochs": 0.5})
+    changes: dict[str, Any] = {"augment": augment, "optimizer": optimizer, "model": SMALL, **KEPT}
+    found = run(data, world_size, max_micro_batch=max_micro_batch, **changes)
+    assert_same_run(found, run(data, 1, **changes))
+    assert "val-ema" in result_of(found)["metrics"]
+
+
 @pytest.mark.parametrize(("world_size", "max_micro_batch"), [(1, 5), (2, 7)])
 def test_accumulation_changes_nothing(run: Run, data: Path, world_size: int, max_micro_batch: int) -> None:
     assert_same_run(run(data, world_size, max_micro_batch=max_micro_batch, **KEPT), run(data, 1, **KEPT))

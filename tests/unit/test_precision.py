@@ -58,7 +58,7 @@ def test_half_precision_is_near_to_fp32_and_not_equal(name: Name) -> None:
         assert got is not None
         torch.testing.assert_close(got, expected, **NEAR)
         assert not got.equal(expected)
-        assert 0 < apart(whole, half) < (0.4 if name == "bf16" else 0.05)
+        assert 0 < apart(whole, half) < 0.4
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
