@@ -120,7 +120,7 @@ def flops_per_image(model: nn.Module, size_px: int) -> float | None:
     images = torch.empty(2, 3, size_px, size_px, device="meta", dtype=next(model.parameters()).dtype)
     counter = FlopCounterMode(display=False)
     try:
-        traced = copy.deepcopy(model).to("meta").train()
+        traced = copy.deepcopy(model).to("meta").eval()  # some norms can not be traced in training
         with counter:
             outputs: Any = traced(images)
             torch.cat([output.reshape(-1) for output in outputs.values()]).sum().backward()

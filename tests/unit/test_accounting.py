@@ -95,6 +95,6 @@ def test_totals_are_of_all_attempts() -> None:
 
 
 def test_counting_leaves_no_trace_in_torch() -> None:
-    state = torch.get_rng_state()
-    flops_per_image(Tiny(), 8)
+    model, state = Tiny(), torch.get_rng_state()
+    flops_per_image(model, 8)
     assert torch.equal(torch.get_rng_state(), state)

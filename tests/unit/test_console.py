@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtl.console import RunConsole, clock, counted, goodput_line, progress_line
+from mtl.console import RunConsole, clock, counted, goodput_line, progress_line, speed
 from tests.helpers.jobs import tiny_config
 
 PROGRESS: dict[str, Any] = {
@@ -138,3 +138,11 @@ def test_clock(seconds: float) -> None:
 
 def test_counted() -> None:
     assert [counted(n, "step") for n in (0, 1, 2000)] == ["0 steps", "1 step", "2,000 steps"]
+
+
+def test_speed_names_the_share_of_the_peak_and_the_cost_where_they_are_known() -> None:
+    assert speed({"images_per_s": 1234.5}) == "1,234 images/s"
+    assert speed({"images_per_s": 10, "mfu": 0.314, "cost_per_epoch": 0.0123}) == (
+        "10 images/s  MFU 31%  cost 0.0123 an epoch"
+    )
+    assert speed({"images_per_s": 10, "cost_per_epoch": 0.5, "cost": 6.25}).endswith("cost 0.5 an epoch, 6.25 in all")

@@ -18,8 +18,10 @@ from mtl.job import Job
 from mtl.record import Record, read
 from mtl.runtime import LocalRuntime, Runtime
 from mtl.store import Store, open_store
+from mtl.tracking import Trackers
 from tests.helpers.datasets import tiny
 from tests.helpers.engine import SMALL, assert_same_run, result_of, rows, saved, tiny_config
+from tests.helpers.trackers import read_events
 
 Events = list[dict[str, Any]]
 
@@ -73,7 +75,7 @@ def test_a_run_from_beginning_to_end(make: Callable[..., Config]) -> None:
     config = make()
     events = run(config)
     assert [event["kind"] for event in events if event["kind"] != "progress"] == [
-        *("note", "blame", "evaluation", "commit"),
+        *("note", "note", "blame", "evaluation", "commit"),
         *("blame", "evaluation", "commit", "blame", "evaluation"),
     ]
     result = result_of(config)
@@ -97,6 +99,34 @@ def test_a_run_from_beginning_to_end(make: Callable[..., Config]) -> None:
     assert evaluations[None, 2, "test"]["metrics"] == result["metrics"]["test"]
     assert evaluations[None, 2, "val"]["metrics"] == result["metrics"]["val"]
     assert {at[0] for at in cast("list[tuple[Any, ...]]", list(rows(config)))} == {None, *range(1, 7)}
+
+
+def test_a_run_says_what_its_speed_comes_to(make: Callable[..., Config]) -> None:
+    config = make(resources=make().resources.model_copy(update={"price_per_hour": 2.0}))
+    events = run(config)
+    lines = [event for event in events if event["kind"] == "progress"]
+    assert all(line["mfu"] > 0 and line["cost_per_epoch"] > 0 for line in lines)
+    result = result_of(config)
+    assert result["images_per_s"] == pytest.approx(192 / result["useful_s"])
+    assert result["mfu"] > 0
+    assert result["cost"] == pytest.approx(2 * result["cost_per_epoch"])
+    assert any("GFLOP, forward and backward" in note for note in notes(events))
+
+
+def test_a_resumed_run_continues_its_curves(make: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
+    config = make(checkpoint=Checkpoint(every_s=1e-9))
+    crash_at_step(monkeypatch, 5)
+    with pytest.raises(Crash):
+        run(config)
+    run(config)
+    store, found = store_of(config), dict[int, int]()
+    for key in sorted(store.list("tensorboard/")):
+        for event in read_events(store.get(key)):
+            if event.HasField("session_log"):
+                found = {step: attempt for step, attempt in found.items() if step < event.step}
+            if any(value.tag == "loss/object" for value in event.summary.value):
+                found[event.step] = int(key.partition(".a")[2][:5])
+    assert found == {1: 1, 2: 1, 3: 1, 4: 1, 5: 2, 6: 2}
 
 
 def test_training_learns_something(make: Callable[..., Config]) -> None:
@@ -232,7 +262,7 @@ def test_a_finished_run_whose_end_was_not_recorded_only_needs_its_test(
     config, whole = make(), make("whole")
     run(whole)
     with monkeypatch.context() as patch:
-        patch.setattr(Job, "_flush", refuse_after(Job._flush, 2))
+        patch.setattr(Trackers, "close", refuse_after(Trackers.close, 0))
         with pytest.raises(Crash):
             run(config)
     assert record_of(config).status == "failed"
