@@ -165,8 +165,7 @@ def train(
         torch.manual_seed(key("step", config.seed, batch.step, runtime.rank) >> 1)
 
         trainee.copied_s = 0.0
-        pass_over = batch.step in trainee.passed_over
-        losses = None if pass_over else train_step(trainee, batch, agreed.counts, device)
+        losses = None if batch.step in trainee.passed_over else train_step(trainee, batch, agreed.counts, device)
 
         if losses is None:
             _skipped(trainee, position, batch, runtime)

@@ -41,7 +41,7 @@ def passed_over(skipped: Sequence[Skipped]) -> frozenset[int]:
 def plan(rewind: Rewind, commits: Sequence[Commit], skipped: Sequence[Skipped]) -> tuple[tuple[Commit, ...], Skipped]:
     """The commits that are left to go back to, newest first, and what is passed over.
 
-    A commit from within the streak, or from what was passed over right before it, has the state that they began with.
+    A commit from within the streak, or from what was passed over up to BAD_STEPS before it, is as suspect as they are.
 
     Args:
         commits, skipped: as in run.json.
@@ -49,7 +49,7 @@ def plan(rewind: Rewind, commits: Sequence[Commit], skipped: Sequence[Skipped]) 
     Raises:
         MtlError: everything since the commit was passed over before, and the streak went on.
     """
-    touching = [span for span in skipped if span.first <= rewind.first <= span.last + 1]
+    touching = [span for span in skipped if span.first <= rewind.first <= span.last + BAD_STEPS]
     began = min([rewind.first, *(span.first for span in touching)])
     good = tuple(commit for commit in commits if commit.step <= began) or tuple(commits[-1:])
     if not touching:
@@ -58,7 +58,7 @@ def plan(rewind: Rewind, commits: Sequence[Commit], skipped: Sequence[Skipped]) 
     if began <= base:
         raise MtlError(
             f"Training diverged: {BAD_STEPS} steps in a row had no finite gradient, and as many after going back.",
-            got=f"steps {rewind.first} to {rewind.last}, right after steps that were passed over",
+            got=f"steps {rewind.first} to {rewind.last}, soon after steps that were passed over",
             do="lower optimizer.lr, or set optimizer.clip_norm; the last commit is from before these steps",
         )
     return good, _span(base, rewind.last)

@@ -102,9 +102,11 @@ def test_a_deranged_state_is_left_behind_with_what_led_to_it(folder: Path, run: 
     )
     (result,) = values(run(1, deranged, Fault("step", 7, "derange")))
     found = record(deranged)
+    assert len(found.skipped) == 2, found.skipped
     streak, everything = found.skipped
     assert 7 < streak.first < 12
-    assert (everything.first, everything.last) == (6, streak.last + BAD_STEPS), "all since the commit of step 6"
+    assert everything.first == 6, "all since the commit"
+    assert streak.last < everything.last <= streak.last + 2 * BAD_STEPS
     assert result["status"] == "finished"
     assert all(tensor.isfinite().all() for tensor in saved(deranged).values())
 
