@@ -102,7 +102,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--s3", help="measure from this s3:// address too, and remove what is below it; AWS_ENDPOINT_URL is the server"
     )
-    parser.add_argument("--parts", type=_parts, help=f"of {', '.join(PARTS)}; all, the last two with --s3, unless given")
+    parser.add_argument("--parts", type=_parts, help=f"of {', '.join(PARTS)}; all unless given")
     return parser.parse_args()
 
 

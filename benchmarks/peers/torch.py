@@ -7,7 +7,6 @@ dataset of objects with a transform: https://github.com/awslabs/s3-connector-for
 
 import os
 import zlib
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

@@ -1,9 +1,9 @@
 """Where the values of a binary column lie within its pages, so that they can be used where they were read to.
 
-pyarrow decodes a column into memory of its own; for images, which are all but the whole of a row group, that is a second
-copy of everything. As this project writes them their pages are uncompressed, plain and without nulls, and the values
-stand one behind the other: https://parquet.apache.org/docs/file-format/data-pages/ and, for page headers, Thrift's
-compact protocol. Whatever is not so is left to pyarrow.
+pyarrow decodes a column into memory of its own; for images, nearly all of a row group, that is a second copy of
+everything. As this project writes them, their pages are uncompressed, plain and without nulls, and the values stand one
+behind the other: https://parquet.apache.org/docs/file-format/data-pages/ and, for page headers, Thrift's compact
+protocol. Whatever is not so is left to pyarrow.
 """
 
 import struct

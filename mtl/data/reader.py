@@ -28,9 +28,9 @@ from mtl.store.base import rewritten
 class RowGroup:
     """A decoded row group of n rows; images stay encoded.
 
-    `image(i)` is `data` from `first[i]` to `stop[i]`, int64 [n] each; `labels[column]` is int64 [n] with -1 for missing, or float32 [n] with NaN;
-    lists of w entries are [n, w]: see mtl/data/columns.py.
-    `ids` are xxh3-64 of the image ids, uint64 [n].
+    `image(i)` is a view into `data`, from `first[i]` to `stop[i]`, int64 [n] each.
+    `labels[column]` is int64 [n] with -1 for missing, or float32 [n] with NaN; lists of w entries are [n, w]: see
+    mtl/data/columns.py. `ids` are xxh3-64 of the image ids, uint64 [n].
     `address` is where `data` lies, if this row group alone uses that memory.
     """
 
