@@ -48,9 +48,11 @@ def locate(chunk: memoryview, n: int) -> tuple[I64, I64] | None:
                 starts.append(at + _LENGTH.size)
                 lengths.append(length)
                 at += _LENGTH.size + length
-            if at != end or end > len(chunk):
+            if at != end:
                 return None
     except (IndexError, KeyError, ValueError, struct.error):
+        return None
+    if at != len(chunk):
         return None
     return np.array(starts, np.int64), np.array(lengths, np.int64)
 

@@ -225,8 +225,8 @@ def _images(data: bytes | memoryview, group: pq.RowGroupMetaData, offset: int) -
 
     None if pyarrow has to decode them.
     """
-    columns = [group.column(i) for i in range(group.num_columns)]
-    (column,) = (column for column in columns if column.path_in_schema == "image")
+    columns = map(group.column, range(group.num_columns))
+    column = {column.path_in_schema: column for column in columns}["image"]
     begin = column.data_page_offset - offset
     if column.compression != "UNCOMPRESSED" or column.has_dictionary_page or begin < 0:
         return None
