@@ -4,7 +4,7 @@ Each runs in processes of its own (benchmarks/peers/), as its documentation has 
 Ratios are medians over rounds of ours / peer in the same round; CPU time is that of the whole process tree. Files are
 in the page cache.
 
-    python benchmarks/loader.py [--quick] [--rounds N] [--peers webdataset,torch] [--s3 s3://bucket/prefix]
+    python benchmarks/loader.py [--quick] [--rounds N] [--peers webdataset,torch] [--s3 s3://bucket/prefix] [--parts s3]
 
 The peers are the dependency group `peers`; those that are not installed are left out. See benchmarks/README.md.
 """
@@ -24,11 +24,12 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.common import emit, say
 from benchmarks.peers import BATCH, PEERS, Decoder, report
 from benchmarks.peers.faults import proxied
-from benchmarks.peers.formats import convert, installed, scratch, upload
+from benchmarks.peers.formats import convert, from_s3, installed, scratch, uploaded
 from benchmarks.peers.report import BENCH, Series
 from benchmarks.peers.runs import Result, Runs
 
 SAMPLE = ROOT.parent / "shared" / "data" / "imagenet-sample.tar"
+PARTS = ("local", "resume", "memory", "small", "s3", "faulty")
 
 
 @dataclass(frozen=True)
@@ -57,27 +58,33 @@ def main() -> int:
     if not arguments.sample.is_file():
         say(f"Nothing is measured: {arguments.sample} is not there; --sample names a tar of CLASS/NAME.jpg.")
         return 0
+    parts, address = arguments.parts or PARTS, arguments.s3
     peers = installed(arguments.peers or (QUICK_PEERS if arguments.quick else tuple(PEERS)))
+    distant = from_s3(peers) if address and "s3" in parts else []
     with scratch(arguments.scratch) as folder:
         runs = Runs(folder, arguments.cores)
-        convert(runs, peers, arguments.sample, size.images, size.copies, size.small)
-        runs.expected += rounds * (2 * len(peers) + 5) + 1
-        distant = [name for name in peers if PEERS[name].s3]
-        runs.expected += rounds * (2 * len(distant) + 3) if arguments.s3 else 0
-        series = compare(runs, str(folder), peers, size, rounds)
-        report.peers(series, peers)
-        bare(runs, series, size, rounds)
-        resume(runs, size, rounds)
-        resident(runs, size)
-        from_memory(runs, size, rounds)
-        if arguments.s3:
-            for name in ("ours", *distant):
-                upload(folder / name, f"{arguments.s3}/{name}")
-            remote = compare(runs, arguments.s3, distant, size, rounds)
-            report.peers(remote, distant, "s3_")
-            key, unit = "cpu_ms_per_image", "CPU-ms/image"
-            report.ratio("s3_cpu_over_local", remote["ours"], series["ours"], key, unit, "S3 / local")
-            faulty(runs, f"{arguments.s3}/ours", size, rounds)
+        convert(
+            runs,
+            peers if "local" in parts else distant,
+            arguments.sample,
+            size.images,
+            size.copies if "memory" in parts else 1,
+            size.small if "small" in parts else 0,
+        )
+        if "local" in parts:
+            local(runs, peers, size, rounds)
+        if "resume" in parts:
+            resume(runs, size, rounds)
+        if "memory" in parts:
+            resident(runs, size)
+        if "small" in parts:
+            from_memory(runs, size, rounds)
+        if address and {"s3", "faulty"} & {*parts}:
+            with uploaded(folder, ["ours", *(PEERS[name].data for name in distant)], address):
+                if "s3" in parts:
+                    remote(runs, address, distant, size, rounds)
+                if "faulty" in parts:
+                    faulty(runs, f"{address}/ours", size, rounds)
         for name in sorted(runs.failed):
             say(f"FAILED: {name}")
         return 1 if runs.failed else 0
@@ -92,41 +99,86 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--cores", type=int, default=2, help="cores, and workers or threads, of every loader")
     parser.add_argument("--sample", type=Path, default=SAMPLE, help="tar of images, CLASS/NAME.jpg")
     parser.add_argument("--scratch", type=Path, help="keep converted data here for the next time: 6 GB")
-    parser.add_argument("--s3", help="measure from this s3:// address too; AWS_ENDPOINT_URL names the server")
+    parser.add_argument(
+        "--s3", help="measure from this s3:// address too, and remove what is below it; AWS_ENDPOINT_URL is the server"
+    )
+    parser.add_argument("--parts", type=_parts, help=f"of {', '.join(PARTS)}; all unless given")
     return parser.parse_args()
 
 
 def _names(text: str) -> tuple[str, ...]:
+    return _known(text, tuple(PEERS))
+
+
+def _parts(text: str) -> tuple[str, ...]:
+    return _known(text, PARTS)
+
+
+def _known(text: str, known: tuple[str, ...]) -> tuple[str, ...]:
     names = tuple(text.split(","))
-    if unknown := sorted({*names} - {*PEERS}):
+    if unknown := sorted({*names} - {*known}):
         raise argparse.ArgumentTypeError(f"there is no {', '.join(unknown)}")
     return names
 
 
-def compare(runs: Runs, below: str, peers: Sequence[str], size: Size, rounds: int) -> Series:
-    """Rounds of ours, every peer as documented, and every peer with our decoder; data `below` a folder or address."""
-    todo: list[tuple[str, str, str, Decoder]] = [("ours", "ours", "ours", "ours")]
-    todo += [(name, name, PEERS[name].data, "documented") for name in peers]
-    todo += [(report.with_decoder(name), name, PEERS[name].data, "ours") for name in peers]
+def local(runs: Runs, peers: Sequence[str], size: Size, rounds: int) -> None:
+    """Rounds of all loaders over local files, and of one core that only decodes."""
+    series = compare(runs, str(runs.scratch), loaders(peers), size, rounds)
+    report.peers(series, peers)
+    bare(runs, series, size, rounds)
+
+
+def remote(runs: Runs, address: str, peers: Sequence[str], size: Size, rounds: int) -> None:
+    """The same from S3, and ours over local files in each round."""
+    here = Entry("local ours", "ours", str(runs.scratch / "ours"), "ours")
+    series = compare(runs, address, [*loaders(peers), here], size, rounds)
+    beside = series.pop(here.name, [])
+    report.peers(series, peers, "s3_")
+    report.ratio("s3_cpu_over_local", series["ours"], beside, "cpu_ms_per_image", "CPU-ms/image", "S3 / local")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What runs once a round; `data` is a folder, or a name below where all data is."""
+
+    name: str
+    loader: str
+    data: str
+    decoder: Decoder
+
+
+def loaders(peers: Sequence[str]) -> list[Entry]:
+    """Ours, every peer as documented, and every peer with our decoder."""
+    return [
+        Entry("ours", "ours", "ours", "ours"),
+        *(Entry(name, name, PEERS[name].data, "documented") for name in peers),
+        *(Entry(report.with_decoder(name), name, PEERS[name].data, "ours") for name in peers),
+    ]
+
+
+def compare(runs: Runs, below: str, entries: Sequence[Entry], size: Size, rounds: int) -> Series:
+    """Rounds of `entries`; their data is `below` a folder or address."""
+    runs.expected += rounds * len(entries)
     series: Series = defaultdict(list)
     for _ in range(rounds):
-        for name, loader, data, decoder in todo:
+        for entry in entries:
             made = runs.run(
-                f"s3 {name}" if below.startswith("s3://") else name,
+                f"s3 {entry.name}" if below.startswith("s3://") else entry.name,
                 "rate",
-                loader=loader,
-                source=f"{below}/{data}",
-                decoder=decoder,
+                loader=entry.loader,
+                source=entry.data if Path(entry.data).is_absolute() else f"{below}/{entry.data}",
+                decoder=entry.decoder,
                 workers=runs.cores,
                 warmup=size.warmup,
                 images=size.timed,
             )
-            series[name] += [made] if made else []
+            series[entry.name] += [made] if made else []
     return series
 
 
 def bare(runs: Runs, series: Series, size: Size, rounds: int) -> None:
     """`decode_fraction`: ours over cores times what one core decodes and crops with nothing around it."""
+    runs.expected += rounds
     images = str(runs.scratch / "images")
     made = [runs.run("one core", "core", images=images, count=size.timed // 4, warmup=BATCH) for _ in range(rounds)]
     cores = [result for result in made if result]
@@ -136,6 +188,7 @@ def bare(runs: Runs, series: Series, size: Size, rounds: int) -> None:
 
 def resume(runs: Runs, size: Size, rounds: int) -> None:
     """`resume_ratio`: first batch at an arbitrary position over first batch at the start of the epoch."""
+    runs.expected += 2 * rounds
     chosen = random.Random(0)
     source, cold, resumed = str(runs.scratch / "ours"), [], []
     for _ in range(rounds):
@@ -148,6 +201,7 @@ def resume(runs: Runs, size: Size, rounds: int) -> None:
 
 def resident(runs: Runs, size: Size) -> None:
     """`rss_bytes`: most that one worker holds over one epoch, above the interpreter with its imports."""
+    runs.expected += 1
     images, data = size.images * size.copies, "big" if size.copies > 1 else "ours"
     if made := runs.run("memory", "memory", source=str(runs.scratch / data), workers=runs.cores, images=images):
         emit(BENCH, "rss_bytes", made["rss_bytes"], "bytes")
@@ -155,6 +209,7 @@ def resident(runs: Runs, size: Size) -> None:
 
 def from_memory(runs: Runs, size: Size, rounds: int) -> None:
     """`memory_images_per_s`: CIFAR-10-sized images that are kept decoded."""
+    runs.expected += rounds
     source = str(runs.scratch / "small")
     spec = {"source": source, "workers": runs.cores, "warmup": size.small, "images": size.small_timed}
     made = [runs.run("small images", "small_rate", **spec) for _ in range(rounds)]
@@ -166,6 +221,7 @@ def faulty(runs: Runs, source: str, size: Size, rounds: int) -> None:
     """`faulty_fraction`: rate through a fault proxy over that through a clean one; their ledgers must be equal."""
     spec = {"source": source, "workers": runs.cores, "warmup_steps": size.warmup // BATCH}
     spec["steps"] = (size.warmup + size.timed) // BATCH
+    runs.expected += 2 * rounds
     clean: list[Result] = []
     faults: list[Result] = []
     for _ in range(rounds):

@@ -24,12 +24,13 @@ class Peer:
     Attributes:
         packages: what must be importable.
         data: folder below the scratch folder: one of its own, or that of the images or of ours.
-        s3: whether it reads from a server at an address of one's choice; `source` may then be s3://bucket/prefix.
+        s3: whether it reads from a server at an address of one's choice, `source` being s3://bucket/prefix; or the
+            package that it needs for that.
     """
 
     packages: tuple[str, ...]
     data: str
-    s3: bool = False
+    s3: bool | str = False
 
 
 PEERS = {
@@ -38,6 +39,6 @@ PEERS = {
     "litdata": Peer(("litdata", "torchvision"), "litdata", s3=True),
     "grain": Peer(("grain", "array_record"), "grain"),
     "spdl": Peer(("spdl.pipeline",), "images"),
-    "torch": Peer(("torch", "torchvision"), "images"),
+    "torch": Peer(("torch", "torchvision"), "images", s3="s3torchconnector"),
     "ray": Peer(("ray.data", "torchvision"), "ray", s3=True),
 }

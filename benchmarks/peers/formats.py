@@ -12,7 +12,7 @@ from benchmarks.common import say
 from benchmarks.peers import PEERS
 from benchmarks.peers.images import unpack
 from benchmarks.peers.runs import Runs
-from benchmarks.peers.s3 import make_bucket
+from benchmarks.peers.s3 import empty, make_bucket
 from mtl.store import open_store
 
 _UPLOADS = 8  # at once
@@ -26,6 +26,18 @@ def installed(names: Sequence[str]) -> list[str]:
         if missing:
             say(f"{name} is left out: {', '.join(missing)} not installed (pip install --group peers)")
         else:
+            found.append(name)
+    return found
+
+
+def from_s3(names: Sequence[str]) -> list[str]:
+    """Those of `names` that read from a server at an address of one's choice; says which lack a package for it."""
+    found: list[str] = []
+    for name in names:
+        package = PEERS[name].s3
+        if isinstance(package, str) and not _importable(package):
+            say(f"{name} is left out from S3: {package} not installed (pip install --group peers)")
+        elif package:
             found.append(name)
     return found
 
@@ -50,7 +62,7 @@ def convert(runs: Runs, peers: Sequence[str], sample: Path, images: int, copies:
     Args:
         images: in the file set.
         copies: of the file set, in the data set `big`, for ours alone; one needs no other data set.
-        small: CIFAR-10-sized images in the data set `small`, for ours alone.
+        small: CIFAR-10-sized images in the data set `small`, for ours alone; 0 makes none.
     """
     tree = str(runs.scratch / "images")
     with _whole(runs.scratch / "images", images) as folder:
@@ -66,15 +78,27 @@ def convert(runs: Runs, peers: Sequence[str], sample: Path, images: int, copies:
             spec = {"loader": loader, "images": tree, "folder": str(folder)}
             if folder:
                 runs.run(f"convert {name}", "prepare", **spec, **({"copies": times} if loader == "ours" else {}))
+    if not small:
+        return
     with _whole(runs.scratch / "small", small) as folder:
         if folder:
             runs.run("convert small", "prepare_small", folder=str(folder), count=small)
 
 
-def upload(folder: Path, address: str) -> None:
-    """Copy all files of `folder` to the S3 address."""
-    say(f"copying {folder.name} to {address}")
+@contextmanager
+def uploaded(scratch: Path, names: Sequence[str], address: str) -> Iterator[None]:
+    """The folders `names` below the S3 address, until the block ends."""
     make_bucket(address)
+    try:
+        for name in sorted({*names}):
+            _upload(scratch / name, f"{address}/{name}")
+        yield
+    finally:
+        empty(address)
+
+
+def _upload(folder: Path, address: str) -> None:
+    say(f"copying {folder.name} to {address}")
     store = open_store(address)
     paths = [path for path in folder.rglob("*") if path.is_file()]
     with ThreadPoolExecutor(_UPLOADS) as pool:

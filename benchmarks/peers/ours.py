@@ -11,6 +11,7 @@ import simplejpeg
 from benchmarks.peers import BATCH, Decoder
 from benchmarks.peers.decode import AUGMENT
 from mtl.config import Augment
+from mtl.config import Order as Defaults
 from mtl.data.files import open_images
 from mtl.data.loader import Batch, Loader, Target
 from mtl.data.manifest import Index, Label, Manifest
@@ -21,7 +22,7 @@ from mtl.data.transforms import TrainView
 from mtl.data.writer import write
 from mtl.store import open_store
 
-LANES, BLOCK_ROW_GROUPS = 16, 2
+LANES, BLOCK_ROW_GROUPS = Defaults().lanes, Defaults().block_row_groups
 _EPOCHS = 1000  # more than any run here reads
 _SMALL_PX, _SMALL_BATCH = 32, 256
 _SMALL = Augment(

@@ -21,6 +21,15 @@ def make_bucket(address: str) -> None:
         client.create_bucket(Bucket=split(address)[0])
 
 
+def empty(address: str) -> None:
+    """Remove all objects below an address: a server in memory has none to spare."""
+    bucket, prefix = split(address)
+    client = boto3.client("s3")
+    for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=f"{prefix}/"):
+        for item in page.get("Contents", []):
+            client.delete_object(Bucket=bucket, Key=item["Key"])
+
+
 def signed(address: str, suffix: str) -> list[str]:
     """HTTP addresses, valid for a day, of the objects below `address` whose names end with `suffix`."""
     bucket, prefix = split(address)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 U64 = npt.NDArray[np.uint64]
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_CHUNK = 2**16  # numbers hashed at a stretch: they stay in the processor's cache
+_CHUNK = 2**15  # numbers hashed at a stretch: they stay in the processor's cache
 
 
 def key(*parts: int | str) -> int:
@@ -24,13 +24,19 @@ def key(*parts: int | str) -> int:
 
 def mix(values: U64) -> U64:
     """The finalizer of SplitMix64 (Steele, Lea and Flood 2014): a bijection of 64-bit integers that avalanches."""
-    x = values + _GOLDEN  # arrays, unlike numpy's scalars, wrap around without a warning
-    x ^= x >> np.uint64(30)
-    x *= np.uint64(0xBF58476D1CE4E5B9)
-    x ^= x >> np.uint64(27)
-    x *= np.uint64(0x94D049BB133111EB)
-    x ^= x >> np.uint64(31)
+    x = values.copy()
+    _mix(x, np.empty_like(x))
     return x
+
+
+def _mix(x: U64, scratch: U64) -> None:
+    """`mix` of `x` in place, without memory of its own."""
+    x += _GOLDEN  # arrays, unlike numpy's scalars, wrap around without a warning
+    x ^= np.right_shift(x, np.uint64(30), out=scratch)
+    x *= np.uint64(0xBF58476D1CE4E5B9)
+    x ^= np.right_shift(x, np.uint64(27), out=scratch)
+    x *= np.uint64(0x94D049BB133111EB)
+    x ^= np.right_shift(x, np.uint64(31), out=scratch)
 
 
 def hashes(seed: int, values: U64) -> U64:
@@ -45,16 +51,23 @@ def permutation(seed: int, n: int) -> npt.NDArray[np.int64]:
     The few whose high bits are equal are then put in order by the whole hash.
     """
     bits = np.uint64(max(n - 1, 0).bit_length())
-    sorted_ = np.empty(n, np.uint64)
+    low = (np.uint64(1) << bits) - np.uint64(1)
+    sorted_, scratch = np.empty(n, np.uint64), np.empty(min(n, _CHUNK), np.uint64)
     for start in range(0, n, _CHUNK):
         numbers = np.arange(start, min(start + _CHUNK, n), dtype=np.uint64)
-        sorted_[start : start + len(numbers)] = hashes(seed, numbers) >> bits << bits | numbers
+        here, its_scratch = sorted_[start : start + len(numbers)], scratch[: len(numbers)]
+        here[:] = numbers  # then as in `hashes`
+        _mix(here, its_scratch)
+        here ^= _mixed_key(seed)
+        _mix(here, its_scratch)
+        here &= ~low
+        here |= numbers
     sorted_.sort()
     same: list[int] = []
     for start in range(0, n, _CHUNK):
         high = sorted_[start : start + _CHUNK + 1] >> bits
         same += (start + np.flatnonzero(high[1:] == high[:-1])).tolist()
-    sorted_ &= (np.uint64(1) << bits) - np.uint64(1)
+    sorted_ &= low
     if same:
         tied = np.union1d(same, np.array(same) + 1)
         sorted_[tied] = sorted_[tied][np.argsort(hashes(seed, sorted_[tied]))]

@@ -2,7 +2,8 @@
 
 A lane always holds the block it is in. The next block of a lane is read ahead while everything held beyond the current
 blocks fits the budget, the lane that needs its next block first coming first; one block may always be read ahead.
-A row group lives as long as a block, or a sample that waits to be decoded, has a use for it.
+A row group lives as long as a block, or a sample that waits to be decoded, has a use for it. Blocks share a row group,
+but not if each of its images is freed once it is decoded and both want the same one, as two epochs do.
 """
 
 import weakref
@@ -24,6 +25,18 @@ Reads = dict[int, Future[RowGroup]]
 """Row groups by number, read or being read; whoever holds the future keeps the row group alive."""
 
 
+@dataclass(frozen=True)
+class Located:
+    """Where n samples are: their rows, and the reads that bring them.
+
+    Sample i is in the row group that `reads[which[i]]` gives, or in memory already if `which[i]` is -1; int64 [n].
+    """
+
+    rows: Rows
+    which: I64
+    reads: list[Future[RowGroup]]
+
+
 @final
 class Lanes:
     """Where the samples of some lanes lie, in order.
@@ -35,6 +48,7 @@ class Lanes:
         read: fetches a row group; called on `pool`.
         sizes: bytes of each row group [R].
         ahead_bytes: most that is held beyond the current blocks.
+        once: row groups of which each row can be decoded only once, bool [R].
         unknown: which of some rows [n] have to be read at all.
     """
 
@@ -47,24 +61,27 @@ class Lanes:
         pool: Executor,
         sizes: I64,
         ahead_bytes: int,
+        once: npt.NDArray[np.bool_],
         unknown: Callable[[Rows], npt.NDArray[np.bool_]],
     ) -> None:
         self._order, self._last_epoch = order, last_epoch
         self._read, self._pool, self._sizes = read, pool, sizes
-        self._ahead_bytes, self._unknown = ahead_bytes, unknown
+        self._ahead_bytes, self._once, self._unknown = ahead_bytes, once, unknown
         self._cursors = {lane: _Cursor(lane) for lane in lanes}
         self._shared: weakref.WeakValueDictionary[int, Future[RowGroup]] = weakref.WeakValueDictionary()
+        self._taken: weakref.WeakKeyDictionary[Future[RowGroup], set[int]] = weakref.WeakKeyDictionary()
         self._live_bytes = 0
         self._freed: deque[int] = deque()  # filled by whichever thread drops a row group, emptied by ours
 
-    def locate(self, epoch: int, positions: I64) -> tuple[Rows, Reads]:
-        """The rows at `positions`, those of a lane being consecutive, and the reads that bring them."""
+    def locate(self, epoch: int, positions: I64) -> Located:
+        """The samples at `positions`, those of a lane being consecutive."""
         lanes, indices = positions % self._order.lanes, positions // self._order.lanes
         first = np.flatnonzero(np.diff(lanes, prepend=-1))
         counts = np.diff(first, append=len(positions))
-        groups: list[I64] = []
-        rows: list[I64] = []
-        reads: Reads = {}
+        groups: list[I64] = [np.zeros(0, np.int64)]
+        rows: list[I64] = [np.zeros(0, np.int64)]
+        which: list[int] = []
+        number: dict[Future[RowGroup], int] = {}  # one row group may be in two reads
         for lane, index, count in zip(lanes[first].tolist(), indices[first].tolist(), counts.tolist(), strict=True):
             cursor = self._cursors[lane]
             while count:
@@ -72,13 +89,12 @@ class Lanes:
                 stretch = slice(index - held.block.start, min(index - held.block.start + count, len(held.block.rows)))
                 groups.append(held.block.rows.group[stretch])
                 rows.append(held.block.rows.row[stretch])
-                reads |= held.reads
+                reads = map(held.reads.get, groups[-1].tolist())
+                which += [-1 if read is None else number.setdefault(read, len(number)) for read in reads]
                 taken = stretch.stop - stretch.start
                 index, count = index + taken, count - taken
             cursor.index = index
-        if not groups:
-            return Rows(np.zeros(0, np.int64), np.zeros(0, np.int64)), reads
-        return Rows(np.concatenate(groups), np.concatenate(rows)), reads
+        return Located(Rows(np.concatenate(groups), np.concatenate(rows)), np.array(which, np.int64), [*number])
 
     def read_ahead(self) -> None:
         """Start reading next blocks, as far as the budget allows."""
@@ -129,31 +145,39 @@ class Lanes:
         block = self._order.epoch(epoch).lanes[lane].block(number)
         begin = max(index - block.start, 0)
         rest = Rows(block.rows.group[begin:], block.rows.row[begin:])
-        groups = rest.group[self._unknown(rest)]
+        unknown = self._unknown(rest)
+        groups, rows = rest.group[unknown], rest.row[unknown]
         _, first = np.unique(groups, return_index=True)
         wanted = groups[np.sort(first)]
-        return _Held(epoch, block, wanted.tolist(), int(self._sizes[wanted].sum()))
+        once = {group: {*rows[groups == group].tolist()} for group in wanted[self._once[wanted]].tolist()}
+        return _Held(epoch, block, wanted.tolist(), int(self._sizes[wanted].sum()), once)
 
     def _start(self, held: "_Held") -> "_Held":
         for group in held.groups:
-            future = self._shared.get(group)
-            if future is None:
+            future, rows = self._shared.get(group), held.once.get(group, set[int]())
+            if future is None or rows & self._taken.get(future, set[int]()):
                 future = self._shared[group] = self._pool.submit(self._read, group)
                 size = int(self._sizes[group])
                 self._live_bytes += size
                 weakref.finalize(future, self._freed.append, size).atexit = False
+            if rows:
+                self._taken.setdefault(future, set()).update(rows)
             held.reads[group] = future
         return held
 
 
 @dataclass(frozen=True)
 class _Held:
-    """A block, the row groups of it that have to be read, their bytes, and the reads once they have begun."""
+    """A block, the row groups of it that have to be read, their bytes, and the reads once they have begun.
+
+    `once`: of the row groups whose rows can be decoded once, the rows that this block decodes.
+    """
 
     epoch: int
     block: Block
     groups: list[int]
     size: int
+    once: dict[int, set[int]]
     reads: Reads = field(default_factory=Reads)
 
     def has(self, epoch: int, index: int) -> bool:

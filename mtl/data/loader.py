@@ -18,7 +18,7 @@ import numpy.typing as npt
 from mtl.data.columns import LabelArray
 from mtl.data.footprint import split_prefetch
 from mtl.data.keyed import hashes, key
-from mtl.data.lanes import Lanes, Reads
+from mtl.data.lanes import Lanes
 from mtl.data.memory import Decoded, Encoded, Source
 from mtl.data.mixture import AnyOrder
 from mtl.data.order import Rows, slots
@@ -31,6 +31,7 @@ OK, QUARANTINED, EMPTY = 0, 1, 2
 
 _CHUNK, _CHUNK_BYTES = 32, 2**21  # samples that one thread makes at a stretch: at least, and at most in pixels
 _LITTLE_BYTES = 2**16  # pixels in memory, of which the copy costs less than handing it to a thread
+_WORTH_BYTES = 2**14  # images, on average, whose memory is given back as they are decoded: several pages
 
 
 @dataclass(frozen=True)
@@ -131,14 +132,17 @@ class Loader:
         local_batch = -(-order.lanes // world_size) * (order.global_batch // order.lanes)
         batch_bytes = local_batch * 3 * view.size_px**2
         self._prefetch, ahead_bytes = split_prefetch(prefetch_bytes, prefetch_batches, batch_bytes)
+        index = reader.index
+        self._once = (index.length >= _WORTH_BYTES * index.rows) & (memory == "none")
         self._lanes = Lanes(
             order,
             range(rank, order.lanes, world_size),
             steps[-1] // order.steps if steps else 0,
             self._fetch,
             self._io,
-            reader.index.length,
+            index.length,
             ahead_bytes,
+            self._once,
             self._decoded.unknown if self._decoded else lambda rows: np.ones(len(rows), np.bool_),
         )
         self._fetched: deque[tuple[float, int]] = deque()  # seconds and bytes of reads; threads append, ours empties
@@ -180,15 +184,15 @@ class Loader:
         labels = {t.task: t.empty(n) for t in self._targets}
         made = Batch(step, epoch, images, labels, np.ones((n, 3), np.float32), status, 0, [], positions)
         positions = positions[filled]
-        rows, reads = self._lanes.locate(epoch, positions)
+        found = self._lanes.locate(epoch, positions)
         chunks: list[Future[_Made]] = []
         for begin, end in self._cuts(filled):
-            part = Rows(rows.group[begin:end], rows.row[begin:end])
-            wanted = part.group if self._decoded is None else part.group[self._decoded.unknown(part)]
-            needs = {group: reads[group] for group in np.unique(wanted).tolist()}
+            part, which = Rows(found.rows.group[begin:end], found.rows.row[begin:end]), found.which[begin:end]
+            wanted = which if self._decoded is None else which[self._decoded.unknown(part)]
+            needs = {number: found.reads[number] for number in np.unique(wanted).tolist()}
             at = slice(int(filled[begin]), int(filled[end - 1]) + 1)
             submit = _now if not needs and images[at].nbytes <= _LITTLE_BYTES else self._decode.submit
-            chunks.append(submit(self._fill, made, at, positions[begin:end], part, needs))
+            chunks.append(submit(self._fill, made, at, positions[begin:end], part, which, needs))
         self._lanes.read_ahead()  # only now: what this batch needs of other lanes is read first
         return _Pending(made, chunks)
 
@@ -201,15 +205,23 @@ class Loader:
             for begin in range(first, last, max(most, _CHUNK)):
                 yield begin, min(begin + max(most, _CHUNK), last)
 
-    def _fill(self, made: Batch, at: slice, positions: npt.NDArray[np.int64], rows: Rows, reads: Reads) -> "_Made":
-        """Make the samples of the consecutive slots `at`, which are `rows`."""
+    def _fill(
+        self,
+        made: Batch,
+        at: slice,
+        positions: npt.NDArray[np.int64],
+        rows: Rows,
+        which: npt.NDArray[np.int64],
+        reads: dict[int, Future[RowGroup]],
+    ) -> "_Made":
+        """Make the samples of the consecutive slots `at`, which are `rows`; see `Located`."""
         began = time.perf_counter()
         groups = {number: read.result() for number, read in reads.items()}
         working, cpu = time.perf_counter(), time.thread_time()
         draws = self._view.draw(made.epoch, positions)
         images, status, colour = made.images[at], made.status[at], made.colour[at]
         labels = {task: values[at] for task, values in made.labels.items()}
-        ids, refused = self._render(images, labels, rows, groups, draws)
+        ids, refused = self._render(images, labels, rows, which, groups, draws)
         status[[*refused]] = QUARANTINED
         self._view.finish(images, draws)
         for target in self._targets:
@@ -230,7 +242,13 @@ class Loader:
         )
 
     def _render(
-        self, images: U8, labels: dict[str, LabelArray], rows: Rows, groups: dict[int, RowGroup], draws: Draws
+        self,
+        images: U8,
+        labels: dict[str, LabelArray],
+        rows: Rows,
+        which: npt.NDArray[np.int64],
+        groups: dict[int, RowGroup],
+        draws: Draws,
     ) -> tuple[npt.NDArray[np.uint64], dict[int, str]]:
         """Pixels before `finish`, and labels; returns the image ids, and why images were refused, by place."""
         decoded, refused, todo = self._decoded, dict[int, str](), np.arange(len(rows))
@@ -239,7 +257,7 @@ class Loader:
             numbers = decoded.number(rows)
             todo, refused = decoded.recall(numbers, images, ids, labels)
         if len(todo):
-            its_groups, its_rows = rows.group[todo], rows.row[todo]
+            its_groups, its_rows = which[todo], rows.row[todo]
             for number in np.unique(its_groups).tolist():
                 group, those = groups[number], np.flatnonzero(its_groups == number)
                 places, in_group = todo[those], its_rows[those]
@@ -249,6 +267,9 @@ class Loader:
                         values[places] = group.labels[column][in_group]
             data = [groups[g].image(row) for g, row in zip(its_groups.tolist(), its_rows.tolist(), strict=True)]
             new = self._view.render(data, images, draws, todo.tolist())
+            for place, number, row in zip(todo.tolist(), its_groups.tolist(), its_rows.tolist(), strict=True):
+                if self._once[rows.group[place]]:
+                    groups[number].give_back(row)
             for i in new:
                 images[i] = 0
                 for values in labels.values():

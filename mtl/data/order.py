@@ -132,7 +132,9 @@ class Epoch:
         else:
             self.groups = np.arange(groups)
         self.starts = np.zeros(groups + 1, np.int64)
-        np.cumsum(order.rows.take(self.groups), out=self.starts[1:])
+        # They are looked up in random order, which is faster the less memory that they are spread over.
+        rows = order.rows.astype(np.min_scalar_type(order.rows.max(initial=0)))
+        np.cumsum(rows.take(self.groups), dtype=np.int64, out=self.starts[1:])
 
     @cached_property
     def lanes(self) -> list["Lane"]:

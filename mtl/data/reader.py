@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, field
 from typing import final
 
 import numpy as np
@@ -16,6 +16,8 @@ import xxhash
 
 from mtl.data.columns import LabelArray, array
 from mtl.data.manifest import FOOTERS, Index
+from mtl.data.pages import give_back
+from mtl.data.plain import locate
 from mtl.errors import DataError
 from mtl.store import Store
 from mtl.store.base import rewritten
@@ -26,20 +28,31 @@ from mtl.store.base import rewritten
 class RowGroup:
     """A decoded row group of n rows; images stay encoded.
 
-    `image(i)` is a view into `data`; `labels[column]` is int64 [n] with -1 for missing, or float32 [n] with NaN;
-    lists of w entries are [n, w]: see mtl/data/columns.py.
-    `ids` are xxh3-64 of the image ids, uint64 [n].
+    `image(i)` is a view into `data`, from `first[i]` to `stop[i]`, int64 [n] each.
+    `labels[column]` is int64 [n] with -1 for missing, or float32 [n] with NaN; lists of w entries are [n, w]: see
+    mtl/data/columns.py. `ids` are xxh3-64 of the image ids, uint64 [n].
+    `address` is where `data` lies, if this row group alone uses that memory.
     """
 
     number: int
     data: memoryview
-    offsets: npt.NDArray[np.int32]
+    first: npt.NDArray[np.int64]
+    stop: npt.NDArray[np.int64]
     ids: npt.NDArray[np.uint64]
     labels: dict[str, LabelArray]
+    address: int | None = None
+    _gone: set[int] = field(default_factory=set[int])
 
     def image(self, row: int) -> memoryview:
-        """The encoded bytes of `row`."""
-        return self.data[self.offsets[row] : self.offsets[row + 1]]
+        """The encoded bytes of `row`, which has not been given back."""
+        assert row not in self._gone
+        return self.data[self.first[row] : self.stop[row]]
+
+    def give_back(self, row: int) -> None:
+        """Free the memory of the image of `row`, for which nobody asks again."""
+        if self.address is not None:
+            self._gone.add(row)
+            give_back(self.address + int(self.first[row]), int(self.stop[row] - self.first[row]))
 
 
 @final
@@ -111,9 +124,18 @@ class Reader:
             footer = self._footer(shard)
             began = time.perf_counter()
             file = pq.ParquetFile(source, metadata=footer)
-            table = file.read_row_group(ordinal, columns=["image", "image_id", *self._columns])
+            images = _images(data, footer.row_group(ordinal), int(index.offset[number]))
+            columns = ["image_id", *self._columns] if images else ["image", "image_id", *self._columns]
+            table = file.read_row_group(ordinal, columns=columns)
             labels = {name: array(table[name], self._widths.get(name)) for name in self._columns}
-            group = _row_group(number, table, labels)
+            ids = table["image_id"].to_pylist()
+            group = RowGroup(
+                number,
+                *(images or _decoded(table["image"])),
+                ids=np.fromiter((xxhash.xxh3_64_intdigest(name.encode()) for name in ids), np.uint64, len(ids)),
+                labels=labels,
+                address=_own(data) if images else None,
+            )
         except (pa.ArrowException, OSError, KeyError) as error:
             raise DataError(
                 f"{name} can not be decoded: {error}",
@@ -195,19 +217,37 @@ class Reader:
         return footer.result()
 
 
-def _row_group(number: int, table: pa.Table, labels: dict[str, LabelArray]) -> RowGroup:
-    images = table["image"].combine_chunks()
+Images = tuple[memoryview, npt.NDArray[np.int64], npt.NDArray[np.int64]]
+
+
+def _images(data: bytes | memoryview, group: pq.RowGroupMetaData, offset: int) -> Images | None:
+    """The images of a row group of which `data` are all bytes, from `offset` of the shard on: where they were read to.
+
+    None if pyarrow has to decode them.
+    """
+    columns = map(group.column, range(group.num_columns))
+    column = {column.path_in_schema: column for column in columns}["image"]
+    begin = column.data_page_offset - offset
+    if column.compression != "UNCOMPRESSED" or column.has_dictionary_page or begin < 0:
+        return None
+    found = locate(memoryview(data)[begin : begin + column.total_compressed_size], group.num_rows)
+    return (memoryview(data), found[0] + begin, found[0] + begin + found[1]) if found else None
+
+
+def _decoded(column: pa.ChunkedArray) -> Images:
+    """The images by pyarrow, in memory of its own."""
+    images = column.combine_chunks()
     assert not isinstance(images, pa.ChunkedArray)  # which takes more than 2 GB
     _, offsets, data = images.buffers()
-    first = images.offset
-    ids = table["image_id"].to_pylist()
-    return RowGroup(
-        number=number,
-        data=memoryview(data),
-        offsets=np.frombuffer(offsets, np.int32)[first : first + len(images) + 1],
-        ids=np.fromiter((xxhash.xxh3_64_intdigest(name.encode()) for name in ids), np.uint64, len(ids)),
-        labels=labels,
-    )
+    edges = np.frombuffer(offsets, np.int32)[images.offset : images.offset + len(images) + 1].astype(np.int64)
+    return memoryview(data), edges[:-1], edges[1:]
+
+
+def _own(data: bytes | memoryview) -> int | None:
+    """Where `data` lies, if it may be written to; what may not be could be somebody else's too."""
+    if not isinstance(data, memoryview) or data.readonly:
+        return None
+    return np.frombuffer(data, np.uint8).ctypes.data
 
 
 @final

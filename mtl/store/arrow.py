@@ -5,6 +5,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Never, final
 
+import numpy as np
+
 from mtl.errors import NotFound, StoreError
 from mtl.store.base import PerProcess, Stat, check_key, check_prefix, check_range, rewritten, short_read
 from mtl.store.os_errors import reading
@@ -41,20 +43,22 @@ class ArrowStore:
             raise rewritten(f"{self.uri}/{key}", version, f"version {now}")
         return data, version
 
-    def get_range(self, key: str, offset: int, length: int, *, version: str | None = None) -> bytes:
+    def get_range(self, key: str, offset: int, length: int, *, version: str | None = None) -> memoryview:
         address = f"{self.uri}/{key}"
         check_range(address, offset, length)
         files, path = self._at(key)
         with reading(address), files.open_input_file(path) as file:
-            size = file.size()
-            data: bytes = file.read_at(length, offset) if offset < size else b""
+            data = np.empty(min(length, max(file.size() - offset, 0)), np.uint8).data
+            if len(data):
+                file.seek(offset)
+                data = data[: file.readinto(data)]
         if version is not None and (now := self.stat(key).version) != version:
             raise rewritten(address, version, f"version {now}")
         if len(data) != length:
             raise short_read(address, offset, length, len(data))
         return data
 
-    def get_range_versioned(self, key: str, offset: int, length: int) -> tuple[bytes, str]:
+    def get_range_versioned(self, key: str, offset: int, length: int) -> tuple[memoryview, str]:
         version = self.stat(key).version
         return self.get_range(key, offset, length, version=version), version
 

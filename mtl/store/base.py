@@ -50,7 +50,7 @@ class Store(Protocol):
         ...
 
     def get_range(self, key: str, offset: int, length: int, *, version: str | None = None) -> bytes | memoryview:
-        """Exactly `length` bytes, at least one, from `offset` in bytes.
+        """Exactly `length` bytes, at least one, from `offset` in bytes. Memory that can be written to is the caller's.
 
         Raises:
             StoreError: the range passes the end of the object, fewer bytes arrived, or the object no longer has

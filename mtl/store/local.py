@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import BinaryIO, Self, final
 from urllib.parse import unquote, urlsplit
 
+import numpy as np
+
 from mtl.errors import Conflict, StoreError
 from mtl.store.base import Stat, check_key, check_prefix, check_range, rewritten, short_read
 from mtl.store.os_errors import reading, writing
@@ -66,10 +68,10 @@ class LocalStore:
         with reading(path), path.open("rb") as file:
             return file.read(), _version(file)
 
-    def get_range(self, key: str, offset: int, length: int, *, version: str | None = None) -> bytes:
+    def get_range(self, key: str, offset: int, length: int, *, version: str | None = None) -> memoryview:
         return self._range(key, offset, length, version)[0]
 
-    def get_range_versioned(self, key: str, offset: int, length: int) -> tuple[bytes, str]:
+    def get_range_versioned(self, key: str, offset: int, length: int) -> tuple[memoryview, str]:
         return self._range(key, offset, length, None)
 
     def traffic(self) -> Traffic:
@@ -131,19 +133,20 @@ class LocalStore:
                     break
                 folder.rmdir()
 
-    def _range(self, key: str, offset: int, length: int, version: str | None) -> tuple[bytes, str]:
+    def _range(self, key: str, offset: int, length: int, version: str | None) -> tuple[memoryview, str]:
         path = self._path(key)
         check_range(str(path), offset, length)
         with reading(path), path.open("rb", buffering=0) as file:
-            data = os.pread(file.fileno(), length, offset)
-            while len(data) < length and (more := os.pread(file.fileno(), length - len(data), offset + len(data))):
-                data += more
+            there = max(os.fstat(file.fileno()).st_size - offset, 0)
+            data, got = np.empty(min(length, there), np.uint8).data, 0
+            while got < len(data) and (more := os.preadv(file.fileno(), [data[got:]], offset + got)):
+                got += more
             # After the read, so that a program that writes in place meanwhile is noticed too.
             now = _version(file)
         if version not in (None, now):
             raise rewritten(str(path), str(version), f"version {now}")
-        if len(data) < length:
-            raise short_read(str(path), offset, length, len(data))
+        if got < length:
+            raise short_read(str(path), offset, length, got)
         return data, now
 
     def _path(self, key: str) -> Path:

@@ -78,15 +78,15 @@ class MemoryStore:
 
         return self._operation("get", key, run)
 
-    def get_range(self, key: str, offset: int, length: int, *, version: str | None = None) -> bytes:
+    def get_range(self, key: str, offset: int, length: int, *, version: str | None = None) -> memoryview:
         data, current = self.get_versioned(key)
         if version not in (None, current):
             raise rewritten(f"{self._uri}/{key}", str(version), current)
-        return data[offset : offset + length]
+        return memoryview(bytearray(data[offset : offset + length]))
 
-    def get_range_versioned(self, key: str, offset: int, length: int) -> tuple[bytes, str]:
+    def get_range_versioned(self, key: str, offset: int, length: int) -> tuple[memoryview, str]:
         data, current = self.get_versioned(key)
-        return data[offset : offset + length], current
+        return memoryview(bytearray(data[offset : offset + length])), current
 
     def traffic(self) -> Traffic:
         return Traffic()

@@ -266,12 +266,12 @@ class Shelf:
 
     def __init__(self, images: list[bytes], index: Index) -> None:
         self.index = index
-        edges = np.concatenate([[0], np.cumsum([len(image) for image in images])]).astype(np.int32)
+        edges = np.concatenate([[0], np.cumsum([len(image) for image in images])]).astype(np.int64)
         n = len(images)
         labels = {"object": np.ones(n, np.int64), "kind": np.ones(n, np.int64)}
         reals = {"angle": np.ones(n, np.float32), "amount": np.ones(n, np.float32)}
         ids = np.arange(n, dtype=np.uint64)
-        self._group = RowGroup(0, memoryview(b"".join(images)), edges, ids, {**labels, **reals})
+        self._group = RowGroup(0, memoryview(b"".join(images)), edges[:-1], edges[1:], ids, {**labels, **reals})
 
     def read(self, number: int) -> RowGroup:
         return self._group
