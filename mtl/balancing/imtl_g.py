@@ -2,7 +2,8 @@
 of sum one that has the same projection on every task's direction.
 
 In units u_k = w_k |g_k| that is C u = (1, ..., 1) up to scale, C the matrix of cosines, of which the pseudo-inverse
-serves where directions are dependent. Weights may be negative. Where no combination has a sum, all are zero.
+serves where directions are dependent. Weights may be negative. Where no combination has a sum, as for two opposed
+gradients, all are zero.
 """
 
 from typing import final
@@ -13,6 +14,7 @@ from torch import Tensor
 from mtl.balancing.base import GramMethod, Stateless, TaskStats
 
 _RANK = 1e-6  # eigenvalues of C below this are fp32 noise
+_SOUND = 1e-5  # what is left of a sum below this share of its terms is rounding, and would differ with the tasks' order
 
 
 @final
@@ -25,9 +27,9 @@ class IMTLG(Stateless, GramMethod):
         inverse = torch.where(there, 1 / norms, torch.zeros_like(norms))
         values, vectors = torch.linalg.eigh(gram * inverse[:, None] * inverse)
         wanted = vectors.T @ there.to(gram.dtype)
-        wanted = torch.where(values > _RANK, wanted / values, torch.zeros_like(wanted))
+        reached = (values > _RANK) & (wanted.abs() > _SOUND)
+        wanted = torch.where(reached, wanted / values, torch.zeros_like(wanted))
         made = (vectors @ wanted) * inverse
         total = made.sum()
-        # Relative to what cancels in the sum.
-        sound = total.abs() > 1e-9 * made.abs().sum()
+        sound = total.abs() > _SOUND * made.abs().sum()
         return torch.where(sound, made / total, torch.zeros_like(made))

@@ -170,9 +170,9 @@ def test_no_task_is_made_worse_where_that_is_promised(name: str, rows: Tensor) -
     gram = rows @ rows.T
     weights = weigh(name, gram)
     progress, norms = gram @ weights, gram.diagonal().sqrt()
-    size = norms * (weights @ gram @ weights).clamp(min=0).sqrt()
-    # What a ridge of 1e-8 on the cosines may cost, and what the solvers leave.
-    assert (progress >= -1e-7 * weights.abs() * norms**2 - 1e-6 * size - 1e-12).all()
+    # Near a stationary point the weighted gradients cancel: what a ridge and the solvers leave is a share of their
+    # lengths, not of that of their sum.
+    assert (progress >= -1e-6 * norms * (weights.abs() * norms).sum() - 1e-12).all()
 
 
 @pytest.mark.parametrize("name", DESCENT)
