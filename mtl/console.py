@@ -61,6 +61,8 @@ class RunConsole:
         self.line(f"finished: {result['steps']:,} steps in {clock(result['seconds'])}, ledger {result['ledger']}")
         if "goodput" in result:
             self.line(goodput_line(result))
+        for text in result.get("verdict", ()):
+            self.line(text)
         for text in (
             f"run       {run}  (config.yaml, checkpoints/, metrics/*.jsonl)",
             f"again     python jobs/evaluate.py {run} --split test",

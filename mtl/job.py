@@ -18,6 +18,7 @@ from mtl.config import Config
 from mtl.console import counted
 from mtl.data.colour import Standardise
 from mtl.data.mixture import AnyOrder
+from mtl.distil import conclusion
 from mtl.errors import CheckpointError, StoreError
 from mtl.goodput import Account, Meter, now, summary, write
 from mtl.loop import train
@@ -128,6 +129,7 @@ class Job:
             "parameters": sum(p.numel() for p in model.parameters()),
             "metrics": self.evaluations,
             **self._goodput(),
+            "verdict": conclusion(self.store, {name: task.weight for name, task in config.tasks.items()}),
         }
 
     def _resume(
