@@ -14,23 +14,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any, final
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision import models
 
 from benchmarks.common import emit, say
 from mtl.balancing import METHODS
-from mtl.balancing.base import Needs, Stateless, TaskStats
+from mtl.balancing.base import Needs, TaskStats
 from mtl.balancing.build import build_balancer
-from mtl.balancing.signals import Boundary, Exact, Ranks, Signal, Weigher, build_signal
-from mtl.balancing.statistic import Linear, Samples, Statistic, fidelity
+from mtl.balancing.signals import Ranks, Signal, Weigher, build_signal
+from mtl.balancing.statistic import STATISTICS, Linear, Shared, Statistic, fidelity
 from mtl.data.shapes import SHAPES, draw
-from mtl.model import MultiTaskModel
+from mtl.model import BoundaryModel, HardSharing, HeadSpec, build_backbone
 
 BENCH = "balancing"
 REFRESH = 10
@@ -100,41 +99,23 @@ def counts(outputs: list[str], labels: dict[str, Tensor]) -> Tensor:
     return torch.stack([(~labels[task.partition("_")[0]].isnan()).sum() for task in outputs]).double()
 
 
-def network(tasks: int) -> MultiTaskModel:
+def network(tasks: int) -> BoundaryModel:
     """ResNet-18 with a linear head a task; beyond five the tasks repeat."""
     torch.manual_seed(0)
-    backbone = models.resnet18(weights=None)
-    backbone.fc = nn.Identity()  # type: ignore[assignment]
     names = list(OUTPUTS)
     outputs = {f"{names[k % 5]}_{k}" if k >= 5 else names[k]: OUTPUTS[names[k % 5]] for k in range(tasks)}
-    model = MultiTaskModel(backbone, 512, outputs).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return model.train()
-
-
-@final
-class Watch(Stateless):
-    """Equal weights; keeps what it is told."""
-
-    needs = Needs.GRAM
-
-    def __init__(self, tasks: int) -> None:
-        self.tasks = tasks
-        self.gram = torch.zeros(tasks, tasks)
-
-    def weights(self, stats: TaskStats) -> Tensor:
-        assert stats.gram is not None
-        self.gram = stats.gram
-        return torch.ones(self.tasks, dtype=torch.float64)
+    model = HardSharing(build_backbone("resnet18", {}, 64), HeadSpec(outputs))
+    return model.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
 
 
 def weigher_of(balancer: Any, tasks: int) -> Weigher:
     return Weigher(balancer, [1.0] * tasks, ("multiclass",) * tasks, Ranks(1, CPU))
 
 
-def step_of(model: MultiTaskModel, data: Data, signal: Signal, weigher: Weigher) -> Callable[[], None]:
+def step_of(model: BoundaryModel, data: Data, signal: Signal, weigher: Weigher) -> Callable[[], None]:
     """A step through a signal."""
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
-    tasks, number = list(model.heads), 0
+    tasks, number = list(model.tasks), 0
 
     def step() -> None:
         nonlocal number
@@ -165,7 +146,7 @@ def balanced(method: str, tasks: int, data: Data, **how: Any) -> Callable[[], No
     """A step with a method."""
     model = network(tasks)
     weigher = weigher_of(build_balancer(method, tasks, 0), tasks)
-    signal = build_signal(weigher, model, model, tasks=list(model.heads), images=data.images[:2], **how)
+    signal = build_signal(weigher, model, model, tasks=list(model.tasks), images=data.images[:2], **how)
     return step_of(model, data, signal, weigher)
 
 
@@ -200,22 +181,46 @@ def costs(size: Size, methods: list[str], tasks: int) -> None:
             emit(BENCH, "amortised_over_sum", a / b, f"{method}, K={tasks}, every {REFRESH}", baseline=b, ratio=a / b)
 
 
+CANDIDATES: dict[str, Callable[[], Statistic]] = {
+    **STATISTICS,
+    "linear/512": lambda: Linear(512),
+}
+
+
 def fidelities(size: Size) -> None:
     """`gram_fidelity` of each statistic: all labels, three in ten, each sample one label; random and trained nets."""
     model = network(5)
-    tasks = list(model.heads)
     for state in ("random", "trained"):
         if state == "trained":
             train(model, size)
         for share in ("all labels", "30 % of labels", "disjoint labels"):
-            batches = [hidden(drawings(size.batch, 100_000 + 1000 * n), share, n) for n in range(size.batches)]
-            exact = torch.stack([gram(model, tasks, one, None) for one in batches])
-            for name, statistic in (("samples", Samples()), ("linear", Linear()), ("linear/512", Linear(512))):
-                seen = torch.stack([gram(model, tasks, one, statistic) for one in batches])
-                emit(BENCH, "gram_fidelity", fidelity(seen, exact), f"correlation, {name}, {share}, {state} net")
+            seen: dict[str, list[Tensor]] = {name: [] for name in CANDIDATES}
+            exact: list[Tensor] = []
+            for n in range(size.batches):
+                z, cotangents, gram = observed(model, hidden(drawings(size.batch, 100_000 + 1000 * n), share, n))
+                exact.append(gram)
+                for name, make in CANDIDATES.items():
+                    statistic = make()
+                    seen[name].append(statistic.gram(statistic.sums(z, cotangents), [z[0].shape], len(cotangents)))
+            for name, grams in seen.items():
+                found = fidelity(torch.stack(grams), torch.stack(exact))
+                emit(BENCH, "gram_fidelity", found, f"correlation, {name}, {share}, {state} net")
 
 
-def train(model: MultiTaskModel, size: Size) -> None:
+def observed(model: BoundaryModel, data: Data) -> tuple[Shared, list[Shared], Tensor]:
+    """The boundary tensors, each task's cotangents at them, and the exact Gram matrix of the shared parameters."""
+    shared = model.forward_shared(data.images)
+    means = sums(model.forward_tasks(shared), data.labels) / counts(list(model.tasks), data.labels).clamp(min=1)
+    cotangents = [torch.autograd.grad(mean, shared, retain_graph=True) for mean in means.unbind()]
+    parameters, rows = model.shared_parameters(), list[Tensor]()
+    for own in cotangents:
+        found = torch.autograd.grad(shared, parameters, own, retain_graph=True)
+        rows.append(torch.cat([part.reshape(-1) for part in found]))
+    jacobian = torch.stack(rows)
+    return tuple(part.detach() for part in shared), cotangents, jacobian @ jacobian.T
+
+
+def train(model: BoundaryModel, size: Size) -> None:
     """Plain training on drawings of its own."""
     data = drawings(min(size.batch * size.trained, 2048), 10_000)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
@@ -239,22 +244,6 @@ def hidden(data: Data, share: str, seed: int) -> Data:
     return Data(data.images, labels)
 
 
-def gram(model: MultiTaskModel, tasks: list[str], data: Data, statistic: Statistic | None) -> Tensor:
-    """The Gram matrix of a batch: exact without a statistic."""
-    watch = Watch(len(tasks))
-    weigher = weigher_of(watch, len(tasks))
-    signal: Signal = (
-        Boundary(weigher, model, lambda: 1.0, statistic, lag=False)
-        if statistic
-        else Exact(weigher, model, lambda: 1.0, model.shared_parameters(), [model.task_parameters(t) for t in tasks])
-    )
-    model.zero_grad(set_to_none=True)
-    signal.begin(TaskStats(counts(tasks, data.labels), 0))
-    signal.backward(sums(signal.forward(data.images), data.labels), True)
-    signal.end()
-    return watch.gram
-
-
 def peers(size: Size, tasks: int) -> None:
     """`exact_over_peers`: ours over the best of TorchJD's chunk sizes, with UPGrad."""
     try:
@@ -272,7 +261,7 @@ def peers(size: Size, tasks: int) -> None:
         model = network(tasks)
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
 
-        def step(model: MultiTaskModel = model, optimizer: Any = optimizer, chunk: int | None = chunk) -> None:
+        def step(model: BoundaryModel = model, optimizer: Any = optimizer, chunk: int | None = chunk) -> None:
             optimizer.zero_grad(set_to_none=True)
             features = model.backbone(data.images)
             outputs = {task: head(features) for task, head in model.heads.items()}

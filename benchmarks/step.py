@@ -2,9 +2,11 @@
 
 ResNet-18 at 64 px, two cores. A step is forward, a cross-entropy for each task over 10 classes, backward and SGD with
 momentum. The variants take turns within each round, so that a busy machine slows all of them; ratios are medians of
-the rounds' ratios. The parts `heads` leave out what is the same for all: features are given.
+the rounds' ratios. The parts `heads` leave out what is the same for all: features are given. Each metric has a line for
+wall time and, named NAME_cpu, one for the CPU time of all threads, which is the steadier of the two where others are at
+work too (with one thread: threads that wait for each other count).
 
-    python benchmarks/step.py [--quick] [--only WORD]
+    python benchmarks/step.py [--quick] [--only WORD] [--threads N] [--rounds N]
 """
 
 import argparse
@@ -42,10 +44,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--only", default="", help="measure only what has this word in its name")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=None)
     asked = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(asked.threads)
     torch.manual_seed(0)
-    rounds = 9 if asked.quick else 41
+    rounds = asked.rounds or (9 if asked.quick else 41)
     for name, measure in {"heads": heads, "step": steps, "optimizer": optimizers, "sharing": patterns}.items():
         if asked.only in name:
             measure(rounds)
@@ -104,23 +108,29 @@ def patterns(rounds: int, samples: int = 32, tasks: int = 3) -> None:
     _compare("step", found, {f"{name}_over_hard": (name, "hard") for name in _ARGUMENTS if name != "hard"})
 
 
-def alternate(variants: Mapping[object, Callable[[], object]], rounds: int) -> dict[object, list[float]]:
-    """Seconds of each variant in each round, after two rounds that do not count."""
-    found: dict[object, list[float]] = {name: [] for name in variants}
+Times = dict[object, list[tuple[float, float]]]
+"""Seconds of each variant in each round: on the wall, and of CPU time."""
+
+
+def alternate(variants: Mapping[object, Callable[[], object]], rounds: int) -> Times:
+    """Time each variant once a round, after two rounds that do not count."""
+    found: Times = {name: [] for name in variants}
     for number in range(rounds + 2):
         for name, run in variants.items():
-            began = time.perf_counter()
+            wall, cpu = time.perf_counter(), time.process_time()
             run()
             if number >= 2:
-                found[name].append(time.perf_counter() - began)
+                found[name].append((time.perf_counter() - wall, time.process_time() - cpu))
     return found
 
 
-def _compare(bench: str, found: Mapping[object, list[float]], pairs: Mapping[str, tuple[object, object]]) -> None:
+def _compare(bench: str, found: Times, pairs: Mapping[str, tuple[object, object]]) -> None:
     for metric, (one, other) in pairs.items():
-        ratio = statistics.median(a / b for a, b in zip(found[one], found[other], strict=True))
-        value, baseline = (1e3 * statistics.median(found[name]) for name in (one, other))
-        emit(bench, metric, round(value, 4), "ms", baseline=round(baseline, 4), ratio=round(ratio, 4))
+        for clock, suffix in enumerate(("", "_cpu")):
+            a, b = ([times[clock] for times in found[name]] for name in (one, other))
+            ratio = statistics.median(x / y for x, y in zip(a, b, strict=True))
+            value, baseline = 1e3 * statistics.median(a), 1e3 * statistics.median(b)
+            emit(bench, metric + suffix, round(value, 4), "ms", baseline=round(baseline, 4), ratio=round(ratio, 4))
 
 
 def _heads(tasks: int) -> HeadSpec:

@@ -1,4 +1,4 @@
-"""What a run's balancer did, and static weights made of it: `python jobs/distil.py RUN`."""
+"""What a run's balancer did, and static weights made of it: `python jobs/distil.py RUN [--sweep-file FILE]`."""
 
 import sys
 from pathlib import Path
@@ -8,11 +8,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mtl import cli
 
 
-def distil(run: str, /) -> int:
+def distil(run: str, /, sweep_file: Path | None = None) -> int:
     """Average the weights that a run's balancer gave, and say whether the tasks conflict.
 
     Args:
         run: address of the run: a folder or s3://bucket/prefix, as jobs/train.py printed it.
+        sweep_file: also write the weights to this file, as the first point that jobs/tune.py tries.
     """
     from mtl import distil as distilling
     from mtl.config import parse
@@ -28,6 +29,11 @@ def distil(run: str, /) -> int:
     console.line("Static weights, for jobs/train.py or a recipe:")
     flags = [f"--tasks.{name}.weight {weight:g}" for name, weight in found.weights.items()]
     console.line(" ".join(["--balancing.method static", *flags]))
+    if sweep_file is not None:
+        sweep_file.write_text(distilling.sweep_file(found))
+        console.line("To search from there:")
+        changes = f"--balancing.method static --sweep-file {sweep_file}"
+        console.line(f"python jobs/tune.py --config {run.rstrip('/')}/config.yaml {changes}")
     return 0
 
 

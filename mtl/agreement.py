@@ -63,6 +63,12 @@ class Agreed:
     log: bool
 
 
+def own_counts(specs: list[TaskSpec], batch: Batch) -> Tensor:
+    """Valid labels of this rank's part of a batch, or the sum of their weights: float64 [K]."""
+    sums = [spec.weight_of(torch.from_numpy(batch.labels[spec.name])).sum() for spec in specs]
+    return torch.stack(sums).double()
+
+
 def divisor(counts: Tensor) -> Tensor:
     """What sums of losses are divided by: `counts`, but 1 where there is no label, as the sum is 0 there."""
     return torch.where(counts > 0, counts, 1.0)
@@ -83,7 +89,7 @@ def agreed_batches(
     """
 
     def ask(batch: Batch, waited_s: float) -> Pending:
-        counts = [float(spec.weight_of(torch.from_numpy(batch.labels[spec.name])).sum()) for spec in specs]
+        counts = own_counts(specs, batch).tolist()
         waits = [waited_s if rank == runtime.rank else 0.0 for rank in range(runtime.world_size)]
         first = runtime.rank == 0
         flags = [stop(), first and commit(), first and log()]

@@ -63,6 +63,8 @@ class RunConsole:
             self.line(goodput_line(result))
         if "images_per_s" in result:
             self.line(speed(result))
+        for text in result.get("verdict", ()):
+            self.line(text)
         for text in (
             f"run       {run}  (config.yaml, checkpoints/, metrics/*.jsonl)",
             f"again     python jobs/evaluate.py {run} --split test",

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import yaml
+
 from mtl.errors import RunError
 from mtl.store import Store
 
@@ -16,6 +18,8 @@ CONFLICT = -0.1
 
 _APART = 3.0  # norms of two tasks that differ by more than this factor are worth balancing
 _DIGITS = 4  # significant ones, as in a sweep
+
+SILENT = "The method looked at no gradients, so it is not known whether the tasks conflict."
 
 Row = Mapping[str, Any]
 
@@ -86,7 +90,7 @@ def verdict(found: Distilled) -> list[str]:
     lines: list[str] = []
     scarce = [pair for pair, share in found.overlap.items() if share < 0.5]
     if not found.cosines:
-        lines.append("The method looked at no gradients, so it is not known whether the tasks conflict.")
+        lines.append(f"{SILENT} With --balancing.backend boundary it watches them, at about the price of a plain step.")
     else:
         against = sorted((c, pair) for pair, c in found.cosines.items() if c < CONFLICT)
         if against:
@@ -109,6 +113,24 @@ def verdict(found: Distilled) -> list[str]:
             "underestimated; balancing.backend=exact measures it."
         )
     return lines
+
+
+def conclusion(run: Store, own: Mapping[str, float]) -> list[str]:
+    """The verdict on a whole run, for its summary; nothing where no two tasks were trained.
+
+    Args:
+        own: the weights that its configuration gives the tasks.
+    """
+    rows = list(rows_of(run))
+    if sum(weight > 0 for weight in own.values()) < 2 or not rows:
+        return []
+    return verdict(distil(rows, own))
+
+
+def sweep_file(found: Distilled) -> str:
+    """A sweep file, YAML, whose first trial has these weights."""
+    start = {f"tasks.{task}.weight": weight for task, weight in found.weights.items() if weight > 0}
+    return yaml.safe_dump({"starts": [start]}, sort_keys=False)
 
 
 def _mean(pairs: Iterable[tuple[float, float]]) -> float:

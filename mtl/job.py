@@ -24,6 +24,7 @@ from mtl.console import counted
 from mtl.data.colour import Standardise
 from mtl.data.mixture import AnyOrder
 from mtl.data.names import image_ids
+from mtl.distil import conclusion
 from mtl.ema import Ema
 from mtl.errors import CheckpointError, StoreError
 from mtl.goodput import Account, Meter, now
@@ -175,6 +176,7 @@ class Job:
             "parameters": sum(p.numel() for p in model.parameters()),
             "metrics": self.scorer.done,
             **self._goodput(position, order),
+            "verdict": conclusion(self.store, {name: task.weight for name, task in config.tasks.items()}),
         }
 
     def _resume(

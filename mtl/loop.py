@@ -11,13 +11,14 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mtl.agreement import Batches, Every, agreed_batches, divisor, present
+from mtl.agreement import Batches, Every, agreed_batches, divisor, own_counts, present
 from mtl.balancing.base import Needs, TaskStats
 from mtl.balancing.telemetry import overlap, together
 from mtl.blame import Sums, ceilings, machine, verdict
@@ -75,7 +76,8 @@ def train_step(trainee: Trainee, batch: Batch, counts: Tensor, device: torch.dev
         return inputs.losses(trainee.specs, outputs, part)
 
     optimizer.zero_grad(set_to_none=True)
-    signal.begin(TaskStats(counts, batch.step, epoch=batch.epoch, device=device))
+    own = partial(own_counts, trainee.specs, batch)
+    signal.begin(TaskStats(counts, batch.step, epoch=batch.epoch, device=device, own_counts=own))
     for part in parts:
         last = part is parts[-1]
         with nullcontext() if last or not isinstance(parallel, DistributedDataParallel) else parallel.no_sync():

@@ -44,6 +44,8 @@ class TaskStats:
         kinds: kinds of the tasks, as the configuration names them.
         step, epoch: both from 0.
         device: where losses and Gram matrix are.
+        unbiased: the Gram matrix without what the noise of the batch adds to it, [K, K]; None where nobody measured it.
+        own_counts: this rank's part of `counts`. For signals, which reduce what they make of it.
     """
 
     counts: Tensor
@@ -53,6 +55,8 @@ class TaskStats:
     kinds: tuple[str, ...] = ()
     epoch: int = 0
     device: torch.device = _CPU
+    unbiased: Tensor | None = None
+    own_counts: Callable[[], Tensor] | None = None
 
     def finite(self) -> Tensor:
         """Whether all that is known is finite: a bool on the device."""

@@ -21,7 +21,7 @@ class Telemetry:
     def _clear(self) -> None:
         zeros = torch.zeros(self._tasks, dtype=torch.float64, device=self._device)
         self._weights, self._steps, self._norms, self._norm_steps = (zeros.clone() for _ in range(4))
-        self._cosines, self._pair_steps = (torch.diag(zeros) for _ in range(2))
+        self._cosines, self._pair_steps, self._unbiased, self._unbiased_steps = (torch.diag(zeros) for _ in range(4))
 
     def add(self, stats: TaskStats, weights: Tensor) -> None:
         """A step, and the weights [K] that were used in it."""
@@ -34,9 +34,16 @@ class Telemetry:
             self._norm_steps += there
             self._cosines += cosines(gram) * there[:, None] * there
             self._pair_steps += there[:, None] * there
+        if stats.unbiased is not None:
+            known = stats.unbiased.isfinite()
+            self._unbiased += torch.where(known, stats.unbiased.double(), 0.0)
+            self._unbiased_steps += known
 
     def report(self, names: Sequence[str]) -> dict[str, Any]:
         """Mean weights, and the steps that they are of; where gradients were looked at, norms and pairwise cosines.
+
+        Where more than one rank had the exact gradients, also `unbiased`: norms and cosines of the mean Gram matrix
+        without the noise of the batches. Single steps would not do: a squared length may come out negative.
 
         Starts a new window.
         """
@@ -48,10 +55,12 @@ class Telemetry:
         if bool(self._norm_steps.any()):
             norms = (self._norms / self._norm_steps.clamp(min=1)).tolist()
             row["norms"] = dict(zip(names, norms, strict=True))
-            pairs = (self._cosines / self._pair_steps.clamp(min=1)).tolist()
-            row["cosines"] = {
-                f"{names[i]}/{names[j]}": pairs[i][j] for i in range(self._tasks) for j in range(i + 1, self._tasks)
-            }
+            row["cosines"] = _pairs(names, self._cosines / self._pair_steps.clamp(min=1))
+        if bool(self._unbiased_steps.any()):
+            mean = self._unbiased / self._unbiased_steps.clamp(min=1)
+            lengths = mean.diagonal().clamp(min=0).sqrt().tolist()
+            between = _pairs(names, cosines(mean).clamp(-1, 1))
+            row["unbiased"] = {"norms": dict(zip(names, lengths, strict=True)), "cosines": between}
         self._clear()
         return row
 
@@ -66,5 +75,10 @@ def overlap(names: Sequence[str], both: Tensor) -> dict[str, float]:
     """Of each pair of tasks, `a/b`, the share of the scarcer label's samples that have both; `both` as of
     `together`."""
     own = both.diagonal()
-    share = (both / torch.minimum(own[:, None], own).clamp(min=1)).tolist()
-    return {f"{names[i]}/{names[j]}": share[i][j] for i in range(len(names)) for j in range(i + 1, len(names))}
+    return _pairs(names, both / torch.minimum(own[:, None], own).clamp(min=1))
+
+
+def _pairs(names: Sequence[str], matrix: Tensor) -> dict[str, float]:
+    """The entries above the diagonal, by `a/b`."""
+    rows = matrix.tolist()
+    return {f"{names[i]}/{names[j]}": rows[i][j] for i in range(len(names)) for j in range(i + 1, len(names))}

@@ -256,7 +256,8 @@ class Board:
     def _sample(self) -> Trial:
         trials = self.trials
         number = sum(trial.kind == "sampled" for trial in trials)
-        point = self._proposals.propose(number, trials)
+        starts = self.terms.starts
+        point = starts[number] if number < len(starts) else self._proposals.propose(number, trials)
         return Trial(id=f"t{number + 1:03d}", kind="sampled", point=tuple(point), values=self.terms.space.values(point))
 
     def _must_wait(self) -> bool:

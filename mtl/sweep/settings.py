@@ -51,6 +51,11 @@ class Sweep(Section):
     space: Annotated[dict[str, Choice], tyro.conf.Suppress] = Field(
         {}, description="ranges beside or instead of the configuration's own; null leaves a field as it is"
     )
+    starts: Annotated[tuple[dict[str, float], ...], tyro.conf.Suppress] = Field(
+        (),
+        description="points to try first, by dotted name: of weights the shares count, other fields keep their values; "
+        "jobs/distil.py writes one",
+    )
 
 
 def load(path: Path) -> Sweep:

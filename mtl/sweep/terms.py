@@ -13,6 +13,7 @@ from mtl.sweep.objective import objective
 from mtl.sweep.record import SWEEP, TRIALS, Record, Trial
 from mtl.sweep.settings import Sweep
 from mtl.sweep.space import applied, number_at, search_space
+from mtl.sweep.starts import starting_points
 
 
 @final
@@ -40,7 +41,10 @@ class Terms:
                 do="lower --sweep.grace",
             )
         self.baselines = self._baselines()
+        self.starts = starting_points(config, self.space, sweep.starts)
         kept = sweep.model_dump(include={"search", "metric", "seed", "reduction"})
+        if self.starts:
+            kept["starts"] = [list(point) for point in self.starts]
         self.record = Record(
             name=config.name,
             config=config.to_yaml(),

@@ -78,15 +78,19 @@ class Exact:
         weigher, ranks = self._weigher, self._weigher.ranks
         assert self._rows is not None
         shard = self._rows
+        within = self._within_ranks(self._rows)
         if ranks.size > 1:
             parts = [part.contiguous() for part in self._rows.chunk(ranks.size, dim=1)]
             shard = torch.empty_like(parts[0])
             dist.reduce_scatter(shard, parts)
         precise = shard.to(torch.promote_types(shard.dtype, torch.float32))
         gram = precise @ precise.T / self._scale() ** 2
-        packet = ranks.sum(torch.cat([gram.flatten(), self._losses.to(gram)]))
+        packet = ranks.sum(torch.cat([gram.flatten(), self._losses.to(gram), *(part.flatten() for part in within)]))
         k = len(self._own)
-        self._stats = replace(self._stats, gram=packet[: k * k].view(k, k), losses=packet[k * k :].double())
+        gram, losses, *within = packet.split([k * k, k, *(k * k for _ in within)])
+        gram = gram.view(k, k)
+        unbiased = _across_ranks(gram, *(part.view(k, k) for part in within)) if within else None
+        self._stats = replace(self._stats, gram=gram, losses=losses.double(), unbiased=unbiased)
         combined = weigher.ask(self._stats).to(shard.dtype) @ shard
         if ranks.size > 1:
             whole = combined.new_empty(ranks.size, len(combined))
@@ -100,6 +104,16 @@ class Exact:
         self._rows = None
         return self._stats
 
+    def _within_ranks(self, rows: Tensor) -> list[Tensor]:
+        """Two matrices [K, K] that are to be added over ranks: products of this rank's own rows, and shares of the
+        products of counts that lie on it. Nothing where there is one rank."""
+        if self._weigher.ranks.size == 1 or self._stats.own_counts is None:
+            return []
+        precise = rows.to(torch.promote_types(rows.dtype, torch.float32))
+        counts = self._stats.own_counts() / self._stats.counts.clamp(min=1e-12)
+        counts = counts.to(precise)
+        return [precise @ precise.T / self._scale() ** 2, counts[:, None] * counts]
+
     def _sum_heads(self) -> None:
         if self._weigher.ranks.size == 1:
             return
@@ -107,6 +121,15 @@ class Exact:
         flat = self._weigher.ranks.sum(torch.cat([gradient.reshape(-1) for gradient in gradients]))
         for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(part.view(gradient.shape))
+
+
+def _across_ranks(gram: Tensor, within: Tensor, shares: Tensor) -> Tensor:
+    """The Gram matrix from products of gradients on different ranks alone, whose noise is independent: [K, K].
+
+    With equal counts it is W / (W - 1) (gram - within). Not a number where all labels of a pair lie on one rank.
+    """
+    across = 1 - shares
+    return torch.where(across > 1e-3, (gram - within) / across, torch.nan)
 
 
 def _laid_out(flat: Tensor, at: int, parameter: nn.Parameter) -> Tensor:
