@@ -28,7 +28,7 @@ def test_nobody_is_nobody() -> None:
     assert judged() is None
 
 
-@given(st.lists(st.tuples(st.integers(3, 9), st.floats(0, SILENT_S), st.floats(0, 100)), min_size=1, max_size=5))
+@given(st.lists(st.tuples(st.integers(0, 9), st.floats(0, SILENT_S), st.floats(0, 100)), min_size=1, max_size=5))
 def test_whoever_is_heard_and_goes_on_in_time_is_well(workers: list[tuple[int, float, float]]) -> None:
     seen = [Sighting(pulse(rank, steps), silent, still) for rank, (steps, silent, still) in enumerate(workers)]
     assert judged(*seen) is None
@@ -39,6 +39,10 @@ def test_the_silent_one_hangs_and_not_those_that_wait_for_it() -> None:
     assert ranks(found) == [1]
     assert found is not None
     assert found.text == "worker 1 (process 101 on h): not heard of for 21 s"
+
+
+def test_a_worker_that_fell_silent_soon_after_its_first_step_hangs() -> None:
+    assert ranks(judged(Sighting(pulse(0, 6), 0.5, 21), Sighting(pulse(1, 0), 21, 21))) == [1]
 
 
 def test_one_that_goes_on_keeps_the_others_alive() -> None:
