@@ -12,6 +12,7 @@ from mtl.balancing_config import Balancing
 from mtl.config_evaluation import Evaluation, contradictions
 from mtl.config_model import Model
 from mtl.config_optimizer import Optimizer
+from mtl.config_resources import Resources as Resources
 from mtl.config_tracking import Tracking
 from mtl.errors import ConfigError
 from mtl.schema import WHOLE, Search, Section, identity, invalid, listed, placement, resumable, searchable
@@ -100,35 +101,6 @@ class Loader(Section):
         4.0, "most that a worker's blocks, prefetch and kept data may take; checked before the start", gt=0
     )
     error_budget: float = resumable(0.001, "share of undecodable images above which a run stops", ge=0, le=1)
-
-
-class Resources(Section):
-    """What each worker gets."""
-
-    workers: int = placement(2, "data-parallel workers", ge=1)
-    min_workers: int | None = placement(
-        None, "fewest workers that the run goes on with while nodes are missing; None: it waits for all", ge=1
-    )
-    resize_s: float = placement(
-        600.0, "seconds between looks for nodes that came, where workers are missing; each gain is a restart", gt=0
-    )
-    cpus_per_worker: int = placement(1, "CPU cores of each worker", ge=1)
-    gpu: bool = placement(False, "one GPU for each worker")
-    accelerator: str | None = placement(None, "model of the GPUs, such as L4 or A10G; None takes any", min_length=1)
-    price_per_hour: float | None = placement(
-        None, "what a worker costs for an hour, in any currency: shows the cost of an epoch and of the run", gt=0
-    )
-    address: str | None = placement(None, "Ray cluster to join; None joins the one at hand or starts one here")
-    max_failures: int = placement(3, "worker group restarts after failures", ge=0)
-    pending_deadline_s: float = placement(
-        3600.0, "seconds that workers may be waited for, at the start and after each loss", gt=0
-    )
-    first_step_deadline_s: float = placement(
-        1800.0, "seconds without progress, before the first step, after which workers are killed and restarted", gt=0
-    )
-    step_deadline_s: float = placement(
-        300.0, "the same after the first step; more than a commit, or storage that is away for a while, takes", gt=0
-    )
 
 
 class Checkpoint(Section):

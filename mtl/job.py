@@ -10,15 +10,13 @@ from typing import Any, TypeVar, final
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from mtl import goodput, rewind
 from mtl.accounting import scale, totals
 from mtl.agreement import Batches
 from mtl.attempt import begin_attempt, retain
 from mtl.background import Background
-from mtl.balancing.signals import Weigher
-from mtl.checkpoint import load_newest, restore_model, save, snapshot
+from mtl.checkpoint import save, snapshot
 from mtl.config import Config
 from mtl.console import counted
 from mtl.data.colour import Standardise
@@ -26,13 +24,11 @@ from mtl.data.mixture import AnyOrder
 from mtl.data.names import image_ids
 from mtl.distil import conclusion
 from mtl.ema import Ema
-from mtl.errors import CheckpointError, StoreError
+from mtl.errors import StoreError
 from mtl.goodput import Account, Meter, now
 from mtl.loop import train
 from mtl.mixing import DataSet, training_order, training_sets
-from mtl.model import MultiTaskModel
 from mtl.optim import build_optimizer
-from mtl.optimizer_state import optimizer_tensors, restore_optimizer
 from mtl.parts import (
     average_buffers,
     build_model,
@@ -48,16 +44,16 @@ from mtl.parts import (
 )
 from mtl.precision import Precision, set_numerics
 from mtl.profiling import profiled
-from mtl.record import Commit, Skipped, checkpoint_path, read
+from mtl.record import Commit, checkpoint_path, read
 from mtl.runtime import Runtime
 from mtl.scoring import Scorer
+from mtl.state import Files, State, newest
 from mtl.store import open_store
 from mtl.tracking import Trackers, open_trackers
 from mtl.trainee import Position, Streak, Trainee
 
 Result = dict[str, Any]
 Event = dict[str, Any]
-Files = dict[str, dict[str, Tensor]]
 T = TypeVar("T")
 
 
@@ -103,12 +99,12 @@ class Job:
         price = config.resources.price_per_hour
         self.scale = scale(model, config.augment.size_px, runtime.device, config.precision, price)
         optimizer = build_optimizer(model, config.optimizer)
-        self.names = {parameter: name for name, parameter in model.named_parameters()}
         weigher = build_weigher(config, self.specs, runtime.world_size, runtime.device)
         precision = Precision(config.precision, runtime.device)
         horizon = config.optimizer.ema_epochs
         ema = Ema(model, horizon * order.samples) if horizon else None
-        position = self._resume(model, optimizer, weigher, precision, ema, order)
+        self.state = State(model, optimizer, weigher, precision, ema, self.scorer.selection)
+        position = self._resume(order)
         if config.compile:
             compile_backbone(model, traversed_again=config.balancing.backend == "exact")
         parallel = runtime.parallel(model)
@@ -179,62 +175,27 @@ class Job:
             "verdict": conclusion(self.store, {name: task.weight for name, task in config.tasks.items()}),
         }
 
-    def _resume(
-        self,
-        model: MultiTaskModel,
-        optimizer: torch.optim.Optimizer,
-        weigher: Weigher,
-        precision: Precision,
-        ema: Ema | None,
-        order: AnyOrder,
-    ) -> Position:
+    def _resume(self, order: AnyOrder) -> Position:
         # Every rank reads the same list: nobody can commit before all ranks have begun.
         record = self.attempt.record if self.attempt else read(self.store)
         self.damaged: tuple[Commit, ...] = ()
-        self.skipped: tuple[Skipped, ...] = ()
+        self.skipped = record.skipped if record is not None else ()
         self.streak = Streak()
-        found = None
-        if record is not None:
-            self.skipped = record.skipped
-            found = load_newest(self.store, record.checkpoints, self._note)
-        step = 0
-        if record is not None and found is not None:
-            commit, saved = found
-            self.damaged = record.checkpoints[: record.checkpoints.index(commit)]
-            if saved.state["order_id"] != order.order_id:
-                raise CheckpointError(
-                    "The checkpoint was written for another order of samples.",
-                    got=f"order_id {saved.state['order_id']}",
-                    expected=order.order_id,
-                    do="use the data sets, seed and batch it was started with, or another run name",
-                )
-            restore_model(model, saved.files["model"])
-            state: Any = saved.state
-            restore_optimizer(optimizer, self.names, saved.files["optimizer"], state["optimizer"])
-            weigher.load_state_dict(state["balancer"])
-            precision.restore(state["precision"])
-            if ema is not None:
-                ema.restore(saved.files["ema"], state["ema"])
-            self.scorer.selection.restore(state["selection"])
-            self.scorer.done = state["evaluations"]
-            self.meter = Meter(state.get("useful_s", 0.0))
-            self.streak = Streak(**state.get("streak", {}))
-            step = commit.step
-            first = self.runtime.rank == 0
-            position = Position(step, int(state["ledger"], 16) if first else 0, state["quarantined"], state["skipped"])
-            self._note(f"resumed from the commit of step {step:,}")
-        else:
-            position = Position()
-            for line in initialise(self.config, model):
+        found = newest(self.store, record, order.order_id, self.runtime, self._note)
+        if record is None or found is None:
+            for line in initialise(self.config, self.state.model):
                 self._note(line)
-        total = int(self.runtime.sum(torch.tensor([step]))[0])
-        if total != step * self.runtime.world_size:
-            raise CheckpointError(
-                "The workers could not load the same checkpoint.",
-                got=f"step {step} here, an average of {total / self.runtime.world_size:g} over all workers",
-                do="rerun the command; if it happens again, storage returns different contents to different workers",
-            )
-        return position
+            return Position()
+        commit, saved = found
+        self.damaged = record.checkpoints[: record.checkpoints.index(commit)]
+        self.state.restore(saved)
+        values: Any = saved.state
+        self.scorer.done = values["evaluations"]
+        self.meter = Meter(values["useful_s"])
+        self.streak = Streak(**values["streak"])
+        ledger = int(values["ledger"], 16) if self.runtime.rank == 0 else 0
+        self._note(f"resumed from the commit of step {commit.step:,}")
+        return Position(commit.step, ledger, values["quarantined"], values["skipped"])
 
     def _open(self, trainee: Trainee, position: Position) -> Trackers:
         if self.attempt is None:
@@ -273,10 +234,9 @@ class Job:
         ledger, best, self.scorer.best = self._ledger(position), self.scorer.best, False
         if self.attempt is None:
             return
-        tensors, optimizer = optimizer_tensors(trainee.optimizer, self.names)
         epoch, batch = divmod(position.step, order.steps)
-        files: Files = {"model": trainee.model.state_dict(), "optimizer": tensors}
-        state: dict[str, Any] = {
+        files, values = self.state.take()
+        values |= {
             "order_id": order.order_id,
             "epoch": epoch,
             "position": batch * order.global_batch,
@@ -284,36 +244,30 @@ class Job:
             "quarantined": position.quarantined,
             "skipped": position.skipped,
             "streak": asdict(trainee.streak),
-            "optimizer": optimizer,
-            "balancer": trainee.weigher.state_dict(),
-            "precision": trainee.precision.state(),
-            "selection": self.scorer.selection.state(),
             "evaluations": self.scorer.done,
             "useful_s": self.meter.useful_s,
         }
-        if trainee.ema is not None:
-            files["ema"], state["ema"] = trainee.ema.state()
         if self.config.checkpoint.background:
             files = snapshot(files)
         samples = epoch * order.samples + min(batch * order.global_batch, order.samples)
-        self.background.give(partial(self._write, files, state, position.step, samples, best), kept=best)
+        self.background.give(partial(self._write, files, values, position.step, samples, best), kept=best)
 
-    def _write(self, files: Files, state: dict[str, Any], step: int, samples: int, best: bool) -> list[Event]:
+    def _write(self, files: Files, values: dict[str, Any], step: int, samples: int, best: bool) -> list[Event]:
         """Make durable what was taken of the state, and say so; maybe in another thread."""
         assert self.attempt is not None
         began, path = time.perf_counter(), checkpoint_path(step, self.attempt.number)
-        seal = save(self.store, path, files, state)
+        seal = save(self.store, path, files, values)
         self.trackers.flush()
         commit = Commit(
             path=path,
             step=step,
-            epoch=state["epoch"],
+            epoch=values["epoch"],
             samples=samples,
             manifest_sha256=seal,
             time=datetime.now(UTC).isoformat(timespec="seconds"),
         )
         # Commits amid bad steps take no place from those before: see mtl/rewind.py.
-        keep = self.config.checkpoint.keep + state["streak"]["untrained"]
+        keep = self.config.checkpoint.keep + values["streak"]["untrained"]
         record = self.attempt.commit(commit, damaged=self.damaged, keep=keep, best=best)
         events: list[Event] = []
         try:
@@ -321,7 +275,7 @@ class Job:
         except StoreError as error:
             text = f"old checkpoints could not be deleted, the next commit tries again: {error.what}"
             events.append({"kind": "note", "text": text})
-        self.account.update(until=now(), useful_s=state["useful_s"])
+        self.account.update(until=now(), useful_s=values["useful_s"])
         goodput.write(self.store, self.account)
         return [*events, {"kind": "commit", "step": step, "seconds": time.perf_counter() - began}]
 
