@@ -71,8 +71,8 @@ def hang(seen: Sequence[Sighting], *, first_step_deadline_s: float, step_deadlin
         first_step_deadline_s: how long nobody may go on before every worker has taken a step.
         step_deadline_s: how long nobody may go on afterwards.
     """
-    # Two agreements are under way when the first step is, and three in the second, which ends for nobody before all have
-    # taken the first. So one worker's word is enough: the last pulse of one that is silent may be from before its first.
+    # Two agreements are under way when the first step is, and three in the second, which ends for nobody before all
+    # have taken the first. So one worker's word is enough: the last pulse of a silent one may be from before that.
     stepping = any(one.pulse.steps > 3 for one in seen)
     silence_s = SILENT_S if stepping else first_step_deadline_s
     silent = [one.pulse for one in seen if one.silent_s > silence_s]
