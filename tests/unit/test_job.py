@@ -114,7 +114,7 @@ def test_a_run_says_what_its_speed_comes_to(make: Callable[..., Config]) -> None
 
 
 def test_a_resumed_run_continues_its_curves(make: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
-    config = make(checkpoint=Checkpoint(every_s=1e-9))
+    config = make(checkpoint=Checkpoint(every_s=1e-9, background=False))
     crash_at_step(monkeypatch, 5)
     with pytest.raises(Crash):
         run(config)
