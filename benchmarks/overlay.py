@@ -34,9 +34,9 @@ from mtl.balancing.base import Needs
 from mtl.balancing.build import build_balancer
 from mtl.balancing_config import Balancing
 from mtl.config import Config, load
+from mtl.data.batch import OK, Batch
 from mtl.data.colour import Standardise
 from mtl.data.keyed import key, permutation
-from mtl.data.loader import OK, Batch
 from mtl.data.manifest import Index, Manifest
 from mtl.loop import train_step
 from mtl.metrics.gain import delta_m

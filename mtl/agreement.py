@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mtl.blame import Sums
-from mtl.data.loader import EMPTY, QUARANTINED, Batch
+from mtl.data.batch import EMPTY, QUARANTINED, Batch
 from mtl.runtime import Pending, Runtime
 from mtl.tasks import TaskSpec
 

@@ -1,7 +1,7 @@
 """How many images may be undecodable before a run stops."""
 
 from mtl.config import Config
-from mtl.data.loader import Batch
+from mtl.data.batch import Batch
 from mtl.errors import DataError
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mtl.data.batch import Batch
 from mtl.data.colour import Standardise
-from mtl.data.loader import Batch
 from mtl.data.strong import Strong, outside
 from mtl.tasks import TaskSpec
 

@@ -24,9 +24,10 @@ from mtl.balancing.telemetry import overlap, together
 from mtl.blame import Sums, ceilings, machine, verdict
 from mtl.budget import check_budget
 from mtl.config import Config
+from mtl.data.batch import OK, QUARANTINED, Batch
 from mtl.data.colour import Standardise
 from mtl.data.keyed import key
-from mtl.data.loader import OK, QUARANTINED, Batch, Loader
+from mtl.data.loader import Loader
 from mtl.errors import DataError
 from mtl.optim import set_learning_rate
 from mtl.precision import Precision

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import final
 
-from mtl.data.loader import Batch, Cost, Loader
+from mtl.data.batch import Batch, Cost
+from mtl.data.loader import Loader
 
 
 @final

@@ -8,8 +8,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from mtl.config import Config
+from mtl.data.batch import OK, Batch
 from mtl.data.colour import Standardise
-from mtl.data.loader import OK, Batch
 from mtl.data.order import held_lanes
 from mtl.local import solitary
 from mtl.parts import build_loader, build_specs

@@ -23,7 +23,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from mtl.agreement import Batches
 from mtl.balancing.signals.boundary import Boundary
-from mtl.data.loader import Batch
+from mtl.data.batch import Batch
 from mtl.errors import StoreError
 from mtl.store import Store
 from mtl.trainee import Trainee

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mtl.balancing.signals import Signal, Weigher
+from mtl.data.batch import Batch
 from mtl.data.colour import Standardise
-from mtl.data.loader import Batch
 from mtl.data.strong import Strong
 from mtl.ema import Ema
 from mtl.inputs import Inputs

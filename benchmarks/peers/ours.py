@@ -12,8 +12,9 @@ from benchmarks.peers import BATCH, Decoder
 from benchmarks.peers.decode import AUGMENT
 from mtl.config import Augment
 from mtl.config import Order as Defaults
+from mtl.data.batch import Batch
 from mtl.data.files import open_images
-from mtl.data.loader import Batch, Loader, Target
+from mtl.data.loader import Loader, Target
 from mtl.data.manifest import Index, Label, Manifest
 from mtl.data.order import Order
 from mtl.data.reader import Reader

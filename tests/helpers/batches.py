@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from mtl.balancing.build import build_balancer
 from mtl.balancing.signals import Ranks, Weigher, build_signal
 from mtl.config import Augment, Optimizer
+from mtl.data.batch import OK, Batch
 from mtl.data.colour import Standardise
-from mtl.data.loader import OK, Batch
 from mtl.data.manifest import Statistics
 from mtl.data.strong import Strong
 from mtl.model import Backbone, HardSharing, HeadSpec

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from mtl import job, loop, scoring
 from mtl.attempt import Attempt
-from mtl.data.loader import Batch
+from mtl.data.batch import Batch
 
 WHERE: dict[str, tuple[Any, str]] = {
     "step": (loop, "train_step"),

@@ -117,7 +117,8 @@ def assert_same(groups: list[RowGroup], expected: list[RowGroup]) -> None:
     assert [group.number for group in groups] == [group.number for group in expected]
     for group, wanted in zip(groups, expected, strict=True):
         np.testing.assert_array_equal(group.ids, wanted.ids)
-        np.testing.assert_array_equal(group.offsets, wanted.offsets)
+        np.testing.assert_array_equal(group.first, wanted.first)
+        np.testing.assert_array_equal(group.stop, wanted.stop)
         assert group.data == wanted.data
         for name, values in wanted.labels.items():
             np.testing.assert_array_equal(group.labels[name], values)

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from mtl.agreement import Agreed, Every, agreed_batches, present
 from mtl.blame import Sums
-from mtl.data.loader import EMPTY, QUARANTINED, Batch, Cost, Loader
+from mtl.data.batch import EMPTY, QUARANTINED, Batch, Cost
+from mtl.data.loader import Loader
 from mtl.runtime import LocalRuntime, Runtime
 from tests.helpers.batches import batch, hide, specs
 from tests.helpers.ranks import Group, values

@@ -16,8 +16,9 @@ from torch import nn
 from mtl.agreement import present
 from mtl.config import Checkpoint, Config, Model, Optimizer, Order
 from mtl.config import Loader as LoaderConfig
+from mtl.data.batch import EMPTY, QUARANTINED, Bad, Batch
 from mtl.data.colour import Standardise
-from mtl.data.loader import EMPTY, QUARANTINED, Bad, Batch, Loader
+from mtl.data.loader import Loader
 from mtl.errors import DataError
 from mtl.loop import evaluate, train, train_step
 from mtl.model.batchnorm import apply_policy

@@ -16,8 +16,8 @@ from mtl.arguments import parse as parse_arguments
 from mtl.blame import machine
 from mtl.config import Checkpoint, Config, Loader, Order, Source, parse
 from mtl.console import RunConsole
+from mtl.data.batch import OK
 from mtl.data.example import Example
-from mtl.data.loader import OK
 from mtl.data.manifest import Label
 from mtl.data.mixture import Mixture
 from mtl.data.writer import write

@@ -13,7 +13,7 @@ from mtl.balancing import METHODS
 from mtl.balancing.base import Needs
 from mtl.balancing.build import build_balancer
 from mtl.config import Optimizer
-from mtl.data.loader import Batch
+from mtl.data.batch import Batch
 from mtl.loop import train_step
 from mtl.runtime import LocalRuntime
 from mtl.trainee import Trainee

@@ -16,7 +16,7 @@ from mtl.balancing.base import Needs, Stateless, TaskStats
 from mtl.balancing.signals import Ranks, Weigher, build_signal
 from mtl.balancing.statistic import Linear, Samples, cosines, fidelity
 from mtl.config import Optimizer
-from mtl.data.loader import Batch
+from mtl.data.batch import Batch
 from mtl.errors import ConfigError
 from mtl.loop import train_step
 from mtl.model import MultiTaskModel

@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from mtl.config import Augment
+from mtl.data.batch import Batch
 from mtl.data.image import decode
-from mtl.data.loader import Batch, Loader, Target
+from mtl.data.loader import Loader, Target
 from mtl.data.manifest import FOOTERS, INDEX, MANIFEST, Index, Manifest
 from mtl.data.order import Order
 from mtl.data.reader import Reader

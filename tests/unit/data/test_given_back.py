@@ -7,7 +7,8 @@ import pytest
 
 from mtl.config import Augment
 from mtl.data import loader as loaders
-from mtl.data.loader import Batch, Loader, Target
+from mtl.data.batch import Batch
+from mtl.data.loader import Loader, Target
 from mtl.data.manifest import Index
 from mtl.data.mixture import AnyOrder, Mixture, Source
 from mtl.data.order import Order

@@ -16,10 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtl.config import Augment
+from mtl.data.batch import EMPTY, OK, QUARANTINED, Batch, ledger
 from mtl.data.footprint import split_prefetch
 from mtl.data.image import decode
 from mtl.data.keyed import permutation
-from mtl.data.loader import EMPTY, OK, QUARANTINED, Batch, Loader, Target, ledger
+from mtl.data.loader import Loader, Target
 from mtl.data.manifest import Index, Manifest
 from mtl.data.order import Order, slots
 from mtl.data.reader import Reader, RowGroup

@@ -9,8 +9,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from mtl.config import Augment
+from mtl.data.batch import OK
 from mtl.data.joined import Joined
-from mtl.data.loader import OK, Loader, Target
+from mtl.data.loader import Loader, Target
 from mtl.data.manifest import Index, Manifest
 from mtl.data.mixture import Mixture, Source, apportion
 from mtl.data.order import slots

@@ -7,7 +7,7 @@ import pytest
 import xxhash
 
 from mtl.config import Config, Source
-from mtl.data.loader import ledger
+from mtl.data.batch import ledger
 from mtl.data.names import image_ids
 from mtl.local import solitary
 from mtl.mixing import training_order, training_sets

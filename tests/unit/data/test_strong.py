@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtl.config import Augment
-from mtl.data.loader import Batch
+from mtl.data.batch import Batch
 from mtl.data.strong import Strong, beta, outside
 from mtl.inputs import Inputs
 from mtl.loop import train_step
