@@ -74,7 +74,8 @@ def distil(rows: Iterable[Row], own: Mapping[str, float]) -> Distilled:
     }
     total = sum(made.values()) or 1.0
     weights = {task: float(f"{len(made) * weight / total:.{_DIGITS}g}") for task, weight in made.items()}
-    looked = [row for row in rows if "norms" in row]
+    # Without the noise of the batches where that is known: noise makes tasks look more alike, or less, than they are.
+    looked = [row["unbiased"] for row in rows if "unbiased" in row] or [row for row in rows if "norms" in row]
     norms = {task: _mean((row["norms"][task], 1.0) for row in looked) for task in own} if looked else {}
     pairs = looked[0]["cosines"] if looked else {}
     cosines = {pair: _mean((row["cosines"][pair], 1.0) for row in looked) for pair in pairs}

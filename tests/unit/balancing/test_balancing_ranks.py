@@ -18,6 +18,7 @@ from mtl.loop import train_step
 from mtl.runtime import LocalRuntime
 from mtl.trainee import Trainee
 from tests.helpers.batches import CPU, batch, counts, hide, rows, trainee
+from tests.helpers.engine import TASKS
 from tests.helpers.ranks import Group, values
 
 STEPS = 20
@@ -131,3 +132,26 @@ def test_settings_of_the_parallel_module_change_nothing(tmp_path: Path, alone: d
     for found in values(Group(tmp_path / "ranks", 2, kinds_of_parallel).wait()):
         for way, trace in found.items():
             np.testing.assert_allclose(trace, [row[:4] for row in alone["nash-mtl"][:6]], rtol=1e-6, err_msg=way)
+
+
+def one_exact_step() -> dict[str, Any]:
+    """What telemetry says of one step with the exact Gram matrix."""
+    with LocalRuntime(gpu=False, threads=1, listen=lambda _: None) as runtime:
+        made = trainee(world_size=runtime.world_size, wrap=runtime.parallel, method="mgda", backend="exact")
+        trained(made, range(1), runtime.rank, runtime.world_size)
+        return made.weigher.telemetry.report(list(TASKS))
+
+
+def test_the_debiased_gram_matrix_has_no_products_within_a_rank(tmp_path: Path) -> None:
+    def gram(own: Batch) -> torch.Tensor:
+        made: Any = trainee(method="tests.unit.balancing.test_balancing_signals:Fixed", backend="exact")
+        train_step(made, own, counts(one), CPU)
+        return made.weigher.balancer.seen[0].gram
+
+    one = whole(0)
+    halves = [part(one, rank, 2) for rank in range(2)]
+    shares = torch.stack([counts(half) / counts(one) for half in halves])
+    within = gram(halves[0]) + gram(halves[1])
+    lengths = ((gram(one) - within) / (1 - shares.T @ shares)).diagonal().clamp(min=0).sqrt()
+    for found in values(Group(tmp_path / "ranks", 2, one_exact_step).wait()):
+        assert list(found["unbiased"]["norms"].values()) == pytest.approx(lengths.tolist(), rel=1e-6)
