@@ -12,7 +12,7 @@ from mtl.agreement import divisor
 from mtl.config import Config, Task
 from mtl.data.batch import OK, Batch
 from mtl.data.colour import Standardise
-from mtl.data.loader import LabelArray
+from mtl.data.columns import LabelArray
 from mtl.data.manifest import Manifest, Statistics
 from mtl.errors import ConfigError, ResourceError
 from mtl.local import solitary

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mtl.data.batch import EMPTY, OK, QUARANTINED, Bad, Batch, Cost, ledger
+from mtl.data.columns import LabelArray
 from mtl.data.footprint import split_prefetch
 from mtl.data.lanes import Lanes
 from mtl.data.memory import Decoded, Encoded, Source

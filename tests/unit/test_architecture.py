@@ -146,6 +146,7 @@ TORCH_FREE = (
     "mtl.sweep.space",
     "mtl.sweep.terms",
     "mtl.data.balance",
+    "mtl.data.batch",
     "mtl.data.columns",
     "mtl.data.counts",
     "mtl.data.derivation",
