@@ -69,8 +69,7 @@ def train_step(trainee: Trainee, batch: Batch, counts: Tensor, device: torch.dev
     statistics = RunningStatistics(trainee.model)
     losses = torch.zeros(len(trainee.specs), dtype=torch.float64, device=device)
     parts = [slice(at, at + trainee.micro_batch) for at in range(0, n, trainee.micro_batch)]
-    looks_back = Needs.POST_STEP_LOSSES in trainee.weigher.needs
-    randomness = Randomness(device) if looks_back else None
+    randomness = Randomness(device) if Needs.POST_STEP_LOSSES in trainee.weigher.needs else None
 
     def sums(part: slice, forward: Callable[[Tensor], dict[str, Tensor]]) -> Tensor:
         outputs = trainee.precision.apply(forward, inputs.images(part))
