@@ -180,10 +180,10 @@ class Job:
             state: Any = saved.state
             restore_optimizer(optimizer, self.names, saved.files["optimizer"], state["optimizer"])
             weigher.load_state_dict(state["balancer"])
-            precision.restore(state["precision"])
+            precision.restore(state.get("precision", precision.state()))
             if ema is not None:
                 ema.restore(saved.files["ema"], state["ema"])
-            self.scorer.selection.restore(state["selection"])
+            self.scorer.selection.restore(state.get("selection", self.scorer.selection.state()))
             self.scorer.done = state["evaluations"]
             self.meter = Meter(state.get("useful_s", 0.0))
             step = commit.step
