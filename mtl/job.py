@@ -191,8 +191,8 @@ class Job:
         self.state.restore(saved)
         values: Any = saved.state
         self.scorer.done = values["evaluations"]
-        self.meter = Meter(values["useful_s"])
-        self.streak = Streak(**values["streak"])
+        self.meter = Meter(values.get("useful_s", 0.0))
+        self.streak = Streak(**values.get("streak", {}))
         ledger = int(values["ledger"], 16) if self.runtime.rank == 0 else 0
         self._note(f"resumed from the commit of step {commit.step:,}")
         return Position(commit.step, ledger, values["quarantined"], values["skipped"])

@@ -14,6 +14,7 @@ from mtl.data.batch import OK, Batch
 from mtl.data.colour import Standardise
 from mtl.data.columns import LabelArray
 from mtl.data.manifest import Manifest, Statistics
+from mtl.ema import Ema
 from mtl.errors import ConfigError, ResourceError
 from mtl.local import solitary
 from mtl.loop import train_step
@@ -94,6 +95,7 @@ def rehearse(config: Config, manifest: Manifest | None, *, gpu: bool = False) ->
         frozen_batch_norm=config.model.batch_norm == "frozen",
         precision=precision,
         strong=strong_of(config),
+        ema=Ema(model, 1.0) if config.optimizer.ema_epochs else None,
     )
     trainee.train_mode()
     counts = torch.stack([spec.weight_of(torch.from_numpy(batch.labels[spec.name])).sum() for spec in specs])
@@ -140,9 +142,10 @@ class _Saved:
 
 
 def _held(trainee: Trainee) -> int:
-    """Bytes of parameters, gradients, buffers and the optimizer's state."""
+    """Bytes of parameters, gradients, buffers, the average and the optimizer's state."""
     model = trainee.model
     tensors = [*model.parameters(), *(p.grad for p in model.parameters() if p.grad is not None), *model.buffers()]
+    tensors += trainee.ema.state()[0].values() if trainee.ema else ()
     tensors += [v for state in trainee.optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
     return sum(tensor.nbytes for tensor in tensors)
 

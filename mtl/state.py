@@ -54,7 +54,7 @@ class State:
         Raises:
             CheckpointError: it is another configuration's.
         """
-        values: Any = saved.state
+        values: Any = {**self.take()[1], **saved.state}  # what an earlier version did not save stays as it is
         restore_model(self.model, saved.files["model"])
         restore_optimizer(self.optimizer, self._names(), saved.files["optimizer"], values["optimizer"])
         self.weigher.load_state_dict(values["balancer"])

@@ -65,7 +65,8 @@ def test_a_run_outlives_a_node_with_a_notice(ray_cluster: str, tmp_path: Path) -
         assert re.search(r"the node of worker \d goes in 1\d s: committing, going on", log), log
         before = [step for step, at in commits if at <= ends_s[0]]
         assert ends_s[0] - max(at for _, at in commits if at <= ends_s[0]) < MARGIN_S + 2, log
-        assert f"resumed from the commit of step {before[-1]}" in log, log
+        (resumed,) = re.findall(r"resumed from the commit of step (\d+)", log)
+        assert int(resumed) >= before[-1], log  # it may commit once more while its node ends
         assert [one["cause"] for one in result["restarts"]] == ["preempted"]
         alone = config.model_copy(update={"name": "alone", "runtime": "local"})
         assert result["ledger"] == local.train(alone, RunConsole(io.StringIO()))["ledger"]
