@@ -81,7 +81,7 @@ class Profiled:
         self._first, self._last, self._calls = warm_up + 1, warm_up + 1 + steps, 0
         self._seconds: Counter[str] = Counter()
         self._stack: list[str] = []
-        self._since_s = 0.0
+        self._since_s, self._watching = 0.0, False
         kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
         self._profiler = profile(activities=kinds)
         self._undo = list(self._watch(trainee))
@@ -104,12 +104,11 @@ class Profiled:
             raise
 
     def _begin(self) -> None:
-        self._seconds.clear()
         self._profiler.start()
-        self._began_s = self._clock()
+        self._began_s, self._watching = self._clock(), True
 
     def _end(self) -> None:
-        total_s = self._clock() - self._began_s
+        total_s, self._watching = self._clock() - self._began_s, False
         self._profiler.stop()
         for undo in self._undo:
             undo()
@@ -130,9 +129,9 @@ class Profiled:
         self._done(Report(breakdown, trace, self._last - 1))
 
     def _give_up(self) -> None:
-        if self._calls > self._first:
+        if self._watching:
             self._profiler.stop()
-        self._calls = self._last + 1  # nothing begins any more
+        self._watching, self._calls = False, self._last + 1  # nothing begins any more
         self._done(None)
 
     def _watch(self, trainee: Trainee) -> Iterator[Callable[[], None]]:
@@ -158,6 +157,9 @@ class Profiled:
     @contextmanager
     def _phase(self, name: str) -> Generator[None]:
         """Time the inside as `name`, and what is within another phase as that one alone."""
+        if not self._watching:
+            yield
+            return
         self._turn()
         self._stack.append(name)
         with record_function(_MARK + name):
@@ -212,7 +214,7 @@ def exposed(events: list[Any], seconds: Counter[str], total_s: float) -> dict[st
         events: of the profiler.
         seconds: by phase.
     """
-    on_gpu = [event for event in events if event.device_type == DeviceType.CUDA]
+    on_gpu = kernels(events)
     running = on_gpu or [event for event in events if event.name.startswith(("aten::", "gloo:", "c10d::"))]
     # The call that issues a collective (c10d::) is not the collective.
     collectives = [event for event in running if _collective(event.name) and not event.name.startswith("c10d::")]
@@ -237,13 +239,18 @@ def exposed(events: list[Any], seconds: Counter[str], total_s: float) -> dict[st
 
 def operators(events: list[Any]) -> list[tuple[str, float]]:
     """Operators (kernels, on a GPU) by their own time, the largest first, with their shares of all."""
-    on_gpu = [event for event in events if event.device_type == DeviceType.CUDA]
+    on_gpu = kernels(events)
     own: Counter[str] = Counter()
     for event in on_gpu or events:
         if not event.name.startswith(_MARK):
             own[event.name] += event.self_device_time_total if on_gpu else event.self_cpu_time_total
     total = sum(own.values()) or 1
     return [(name, time / total) for name, time in own.most_common(5)]
+
+
+def kernels(events: list[Any]) -> list[Any]:
+    """What ran on a GPU; annotations, which the profiler shows there too, are not."""
+    return [event for event in events if event.device_type == DeviceType.CUDA and not event.is_user_annotation]
 
 
 def spans(events: list[Any]) -> Spans:

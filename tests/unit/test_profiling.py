@@ -31,6 +31,7 @@ class Event:
     start: float
     end: float
     device_type: DeviceType = DeviceType.CPU
+    is_user_annotation: bool = False
     time_range: Any = field(init=False)
 
     def __post_init__(self) -> None:
@@ -66,6 +67,7 @@ def test_on_a_gpu_kernels_decide() -> None:
     events = [
         Event("mtl: backward", 0, 4 * s),
         Event("aten::mm", 0, 0.1 * s),
+        Event("mtl: backward", 0, 4 * s, gpu, is_user_annotation=True),
         Event("sgemm", 0, 3 * s, gpu),
         Event("ncclDevKernel_AllReduce", 2 * s, 4 * s, gpu),
     ]
