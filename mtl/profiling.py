@@ -8,8 +8,8 @@ that each has its own time; what overlaps between them is lost, so steps are som
 import gzip
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Callable, Generator, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any, final
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.autograd import DeviceType
+from torch.autograd import DeviceType  # pyright: ignore[reportPrivateImportUsage]
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from mtl.agreement import Batches
@@ -79,7 +79,7 @@ class Profiled:
         self._source, self._device, self._clock, self._done = iter(loader), device, clock, done
         # The loop holds one batch ahead: the call for it ends no step.
         self._first, self._last, self._calls = warm_up + 1, warm_up + 1 + steps, 0
-        self._seconds: Counter[str] = Counter()
+        self._seconds = defaultdict[str, float](float)
         self._stack: list[str] = []
         self._since_s, self._watching = 0.0, False
         kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
@@ -206,7 +206,7 @@ def profiled(
     return Profiled(loader, trainee, device, clock=clock, done=done)
 
 
-def exposed(events: list[Any], seconds: Counter[str], total_s: float) -> dict[str, float]:
+def exposed(events: list[Any], seconds: Mapping[str, float], total_s: float) -> dict[str, float]:
     """Seconds by phase, with those in which nothing but collectives ran taken out of each, and `collective` and `other`
     added: they sum to total_s.
 
@@ -240,12 +240,13 @@ def exposed(events: list[Any], seconds: Counter[str], total_s: float) -> dict[st
 def operators(events: list[Any]) -> list[tuple[str, float]]:
     """Operators (kernels, on a GPU) by their own time, the largest first, with their shares of all."""
     on_gpu = kernels(events)
-    own: Counter[str] = Counter()
+    own = defaultdict[str, float](float)
     for event in on_gpu or events:
         if not event.name.startswith(_MARK):
             own[event.name] += event.self_device_time_total if on_gpu else event.self_cpu_time_total
     total = sum(own.values()) or 1
-    return [(name, time / total) for name, time in own.most_common(5)]
+    largest = sorted(own.items(), key=lambda item: -item[1])[:5]
+    return [(name, spent / total) for name, spent in largest]
 
 
 def kernels(events: list[Any]) -> list[Any]:
