@@ -102,7 +102,7 @@ def totals(accounts: Sequence[Account], *, useful_s: float, images: int, epochs:
     prices = [account["scale"]["price_per_hour"] for account in accounts]
     if all(price is not None for price in prices):
         hours = [_seconds(account) / 3600 * account["workers"] for account in accounts]
-        found["cost"] = sum(price * time for price, time in zip(prices, hours, strict=True))
+        found["cost"] = sum(price * spent for price, spent in zip(prices, hours, strict=True))
         found["cost_per_epoch"] = found["cost"] / epochs
     return found
 

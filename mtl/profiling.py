@@ -8,8 +8,8 @@ that each has its own time; what overlaps between them is lost, so steps are som
 import gzip
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Callable, Generator, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any, final
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.autograd import DeviceType
+from torch.autograd import DeviceType  # pyright: ignore[reportPrivateImportUsage]
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from mtl.agreement import Batches
@@ -79,9 +79,9 @@ class Profiled:
         self._source, self._device, self._clock, self._done = iter(loader), device, clock, done
         # The loop holds one batch ahead: the call for it ends no step.
         self._first, self._last, self._calls = warm_up + 1, warm_up + 1 + steps, 0
-        self._seconds: Counter[str] = Counter()
+        self._seconds = defaultdict[str, float](float)
         self._stack: list[str] = []
-        self._since_s = 0.0
+        self._since_s, self._watching = 0.0, False
         kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
         self._profiler = profile(activities=kinds)
         self._undo = list(self._watch(trainee))
@@ -104,12 +104,11 @@ class Profiled:
             raise
 
     def _begin(self) -> None:
-        self._seconds.clear()
         self._profiler.start()
-        self._began_s = self._clock()
+        self._began_s, self._watching = self._clock(), True
 
     def _end(self) -> None:
-        total_s = self._clock() - self._began_s
+        total_s, self._watching = self._clock() - self._began_s, False
         self._profiler.stop()
         for undo in self._undo:
             undo()
@@ -130,9 +129,9 @@ class Profiled:
         self._done(Report(breakdown, trace, self._last - 1))
 
     def _give_up(self) -> None:
-        if self._calls > self._first:
+        if self._watching:
             self._profiler.stop()
-        self._calls = self._last + 1  # nothing begins any more
+        self._watching, self._calls = False, self._last + 1  # nothing begins any more
         self._done(None)
 
     def _watch(self, trainee: Trainee) -> Iterator[Callable[[], None]]:
@@ -158,6 +157,9 @@ class Profiled:
     @contextmanager
     def _phase(self, name: str) -> Generator[None]:
         """Time the inside as `name`, and what is within another phase as that one alone."""
+        if not self._watching:
+            yield
+            return
         self._turn()
         self._stack.append(name)
         with record_function(_MARK + name):
@@ -204,7 +206,7 @@ def profiled(
     return Profiled(loader, trainee, device, clock=clock, done=done)
 
 
-def exposed(events: list[Any], seconds: Counter[str], total_s: float) -> dict[str, float]:
+def exposed(events: list[Any], seconds: Mapping[str, float], total_s: float) -> dict[str, float]:
     """Seconds by phase, with those in which nothing but collectives ran taken out of each, and `collective` and `other`
     added: they sum to total_s.
 
@@ -212,7 +214,7 @@ def exposed(events: list[Any], seconds: Counter[str], total_s: float) -> dict[st
         events: of the profiler.
         seconds: by phase.
     """
-    on_gpu = [event for event in events if event.device_type == DeviceType.CUDA]
+    on_gpu = kernels(events)
     running = on_gpu or [event for event in events if event.name.startswith(("aten::", "gloo:", "c10d::"))]
     # The call that issues a collective (c10d::) is not the collective.
     collectives = [event for event in running if _collective(event.name) and not event.name.startswith("c10d::")]
@@ -237,13 +239,19 @@ def exposed(events: list[Any], seconds: Counter[str], total_s: float) -> dict[st
 
 def operators(events: list[Any]) -> list[tuple[str, float]]:
     """Operators (kernels, on a GPU) by their own time, the largest first, with their shares of all."""
-    on_gpu = [event for event in events if event.device_type == DeviceType.CUDA]
-    own: Counter[str] = Counter()
+    on_gpu = kernels(events)
+    own = defaultdict[str, float](float)
     for event in on_gpu or events:
         if not event.name.startswith(_MARK):
             own[event.name] += event.self_device_time_total if on_gpu else event.self_cpu_time_total
     total = sum(own.values()) or 1
-    return [(name, time / total) for name, time in own.most_common(5)]
+    largest = sorted(own.items(), key=lambda item: -item[1])[:5]
+    return [(name, spent / total) for name, spent in largest]
+
+
+def kernels(events: list[Any]) -> list[Any]:
+    """What ran on a GPU; annotations, which the profiler shows there too, are not."""
+    return [event for event in events if event.device_type == DeviceType.CUDA and not event.is_user_annotation]
 
 
 def spans(events: list[Any]) -> Spans:
