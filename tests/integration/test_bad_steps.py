@@ -98,7 +98,7 @@ def test_a_death_in_the_streak_or_after_it_changes_nothing(
 
 def test_a_deranged_state_is_left_behind_with_what_led_to_it(folder: Path, run: Callable[..., list[Outcome]]) -> None:
     deranged = config(
-        folder, "deranged", epochs=7, optimizer=Optimizer(name="sgd", lr=0.1, warmup_epochs=0, clip_norm=None)
+        folder, "deranged", epochs=7, optimizer=Optimizer(name="sgd", lr=1e-3, warmup_epochs=0, clip_norm=None)
     )
     (result,) = values(run(1, deranged, Fault("step", 7, "derange")))
     found = record(deranged)

@@ -19,11 +19,11 @@ from tests.helpers.ranks import Group, values
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of four megabytes."""
+    """A disk of 32 megabytes."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder], capture_output=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", folder], capture_output=True, check=False
     )
     if mounted.returncode:
         pytest.skip("only root may mount a small disk")
@@ -44,13 +44,9 @@ def test_the_last_commit_stays_and_the_run_goes_on_once_there_is_space(disk: Pat
     store = open_store(full.storage).child(full.name)
     wait_for(lambda: (found := read(store)) is not None and found.checkpoints, 200, "no commit was made")
     filler = disk / "filler"
-    with filler.open("wb") as file:
+    with filler.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
         while True:
-            try:
-                file.write(bytes(1024))
-                file.flush()
-            except OSError:
-                break
+            file.write(bytes(65536))
     (tmp_path / "go").touch()
     (outcome,) = group.wait()
     assert outcome.error == "StoreError"
