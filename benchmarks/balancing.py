@@ -1,17 +1,21 @@
 """What balancing costs, and how well the boundary stands for the parameters.
 
-    python benchmarks/balancing.py [--quick] [--methods NAME ...] [--tasks K] [--peers]
+    python benchmarks/balancing.py [--quick] [--only costs peers fidelity] [--methods NAME ...] [--tasks K]
 
-ResNet-18 on drawings of 64 px, batch norm and all. Each ratio alternates the two sides and takes medians. The
-baseline is a bare step: one backward of the plain sum of the same losses, and the same optimizer. `--peers` adds
-TorchJD's Jacobian descent with the same method, where it is installed.
+ResNet-18 on drawings of 64 px, batch norm and all. The sides of a ratio take turns, and medians are taken, of wall time
+and, in lines named METRIC_cpu, of the CPU time of all threads, which is the steadier of the two where others are at
+work. The baseline is a bare step: one backward of the plain sum of the same losses, and the same optimizer. `peers`
+takes the Jacobian as LibMTL does, and with TorchJD where it is installed, at the same method.
 """
 
 import argparse
+import os
+import resource
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -23,11 +27,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.common import emit, say
+from benchmarks.peers.jacobians import backwards
 from mtl.balancing import METHODS
 from mtl.balancing.base import Needs, TaskStats
 from mtl.balancing.build import build_balancer
 from mtl.balancing.signals import Ranks, Signal, Weigher, build_signal
-from mtl.balancing.statistic import STATISTICS, Linear, Shared, Statistic, fidelity
+from mtl.balancing.statistic import STATISTICS, Joint, Linear, Shared, Statistic, fidelity
 from mtl.data.shapes import SHAPES, draw
 from mtl.model import BoundaryModel, HardSharing, HeadSpec, build_backbone
 
@@ -150,40 +155,76 @@ def balanced(method: str, tasks: int, data: Data, **how: Any) -> Callable[[], No
     return step_of(model, data, signal, weigher)
 
 
-def seconds(step: Callable[[], None], times: int = 1) -> float:
-    """Of one of `times` steps."""
-    began = time.perf_counter()
-    for _ in range(times):
-        step()
-    return (time.perf_counter() - began) / times
+Clock = tuple[float, float]
+"""Seconds on the wall, and of CPU time over all threads."""
 
 
-def ratio(step: Callable[[], None], base: Callable[[], None], rounds: int, times: int = 1) -> tuple[float, float]:
-    """Median seconds of both, alternated."""
-    seconds(step), seconds(base)
-    pairs = [(seconds(step, times), seconds(base, times)) for _ in range(rounds)]
-    return median(a for a, _ in pairs), median(b for _, b in pairs)
+def timed(step: Callable[[], object]) -> Clock:
+    """Of one call."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    step()
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def alternated(steps: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[Clock]]:
+    """Times of each of `steps`, which take turns, after one call that does not count."""
+    for name, step in steps.items():
+        say(f"  warm {name}: {timed(step)[1]:.2f} s CPU")
+    found: dict[str, list[Clock]] = {name: [] for name in steps}
+    for number in range(rounds):
+        for name, step in steps.items():
+            found[name].append(timed(step))
+        say(f"  round {number + 1}/{rounds}")
+    return found
+
+
+def compare(metric: str, unit: str, value: list[Clock], baseline: list[Clock], bound: float = 1.0) -> None:
+    """One line for wall time and one, METRIC_cpu, for CPU time: the median of the rounds' ratios, over `bound`."""
+    for clock, suffix in enumerate(("", "_cpu")):
+        a, b = ([one[clock] for one in times] for times in (value, baseline))
+        ratio = median(x / y for x, y in zip(a, b, strict=True)) / bound
+        emit(BENCH, metric + suffix, ratio, unit, baseline=median(b) * bound, ratio=ratio)
 
 
 def costs(size: Size, methods: list[str], tasks: int) -> None:
-    """`feature_over_sum`, `exact_over_bound`, `amortised_over_sum`: one line a method."""
+    """`feature_over_sum`, `exact_over_bound`, `amortised_over_sum`: one line a method, and one for CPU time."""
     data = drawings(size.batch)
-    base = bare(network(tasks), data)
     bound = (1 + 2 * tasks) / 3
     for method in methods:
-        a, b = ratio(balanced(method, tasks, data, backend="boundary"), base, size.rounds)
-        emit(BENCH, "feature_over_sum", a / b, f"{method}, K={tasks}", baseline=b, ratio=a / b)
-        if method in ("upgrad", "mgda") or len(methods) == 1:
-            a, b = ratio(balanced(method, tasks, data, backend="exact"), base, size.rounds)
-            emit(BENCH, "exact_over_bound", a / b / bound, f"{method}, K={tasks}", baseline=b * bound, ratio=a / b)
-            held = balanced(method, tasks, data, backend="exact", refresh_steps=REFRESH)
-            a, b = ratio(held, base, max(1, size.rounds // 3), REFRESH)
-            emit(BENCH, "amortised_over_sum", a / b, f"{method}, K={tasks}, every {REFRESH}", baseline=b, ratio=a / b)
+        say(f"{method}, K={tasks}, batch {size.batch}")
+        steps = {"sum": bare(network(tasks), data), "boundary": balanced(method, tasks, data, backend="boundary")}
+        looks_closer = method in ("upgrad", "mgda") or len(methods) == 1
+        if looks_closer:
+            steps["exact"] = balanced(method, tasks, data, backend="exact")
+        found = alternated(steps, size.rounds)
+        compare("feature_over_sum", f"{method}, K={tasks}", found["boundary"], found["sum"])
+        if looks_closer:
+            compare("exact_over_bound", f"{method}, K={tasks}", found["exact"], found["sum"], bound)
+            amortised(size, method, tasks, data)
+
+
+def amortised(size: Size, method: str, tasks: int, data: Data) -> None:
+    """`amortised_over_sum`: cycles of one exact step and those that hold its weights, each beside a plain step."""
+    held, base = balanced(method, tasks, data, backend="exact", refresh_steps=REFRESH), bare(network(tasks), data)
+    base()
+    cycles: list[tuple[Clock, Clock]] = []
+    for number in range(max(2, size.rounds // 3 + 1)):
+        pairs = [(timed(held), timed(base)) for _ in range(REFRESH)]
+        cycles.append((total([a for a, _ in pairs]), total([b for _, b in pairs])))
+        say(f"  cycle {number + 1} of {REFRESH} steps")
+    a, b = ([cycle[side] for cycle in cycles[1:]] for side in (0, 1))
+    compare("amortised_over_sum", f"{method}, K={tasks}, every {REFRESH}", a, b)
+
+
+def total(times: list[Clock]) -> Clock:
+    """The sum of some times."""
+    return sum(wall for wall, _ in times), sum(cpu for _, cpu in times)
 
 
 CANDIDATES: dict[str, Callable[[], Statistic]] = {
     **STATISTICS,
-    "linear/512": lambda: Linear(512),
+    "linear, not centred": lambda: Linear(centred=False),
+    "joint, centred": lambda: Joint(centred=True),
 }
 
 
@@ -245,36 +286,58 @@ def hidden(data: Data, share: str, seed: int) -> Data:
 
 
 def peers(size: Size, tasks: int) -> None:
-    """`exact_over_peers`: ours over the best of TorchJD's chunk sizes, with UPGrad."""
-    try:
-        from torchjd.aggregation import UPGrad
-        from torchjd.autojac import jac_to_grad, mtl_backward
-
-        aggregator = UPGrad()
-    except ImportError as error:
-        say(f"TorchJD is not there: {error}")
-        return
+    """`exact_over_peers`: ours over the fastest of LibMTL's way and TorchJD's chunk sizes, all with UPGrad; and
+    `exact_over_peers_memory`, ours over the leanest."""
     data = drawings(size.batch)
-    ours = balanced("upgrad", tasks, data, backend="exact")
-    best: tuple[float, float] | None = None
-    for chunk in (1, None):
+
+    def ours() -> Callable[[], object]:
+        return balanced("upgrad", tasks, data, backend="exact")
+
+    def peer(name: str) -> Callable[[], object]:
         model = network(tasks)
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+        n = len(data.images)
+        losses = lambda outputs: [loss / n for loss in each_sum(outputs, data.labels)]  # noqa: E731
+        backward = backwards(model, data.images, losses, build_balancer("upgrad", tasks, 0))[name]
 
-        def step(model: BoundaryModel = model, optimizer: Any = optimizer, chunk: int | None = chunk) -> None:
+        def step() -> None:
             optimizer.zero_grad(set_to_none=True)
-            features = model.backbone(data.images)
-            outputs = {task: head(features) for task, head in model.heads.items()}
-            losses = [loss / len(data.images) for loss in each_sum(outputs, data.labels)]
-            mtl_backward(losses, features=features, parallel_chunk_size=chunk)
-            jac_to_grad(model.shared_parameters(), aggregator)
+            backward()
             optimizer.step()
 
-        a, b = ratio(ours, step, size.rounds)
-        say(f"TorchJD with parallel_chunk_size={chunk}: {b:.3f} s, ours {a:.3f} s")
-        best = (a, b) if best is None or b < best[1] else best
-    assert best is not None
-    emit(BENCH, "exact_over_peers", best[0] / best[1], f"upgrad, K={tasks}", baseline=best[1], ratio=best[0] / best[1])
+        return step
+
+    names = list(backwards(network(tasks), data.images, lambda _: [], build_balancer("upgrad", tasks, 0)))
+    say(f"peers, K={tasks}, batch {size.batch}: {', '.join(names)}")
+    makers = {"ours": ours, **{name: partial(peer, name) for name in names}}
+    peaks = {name: peak_bytes(make) for name, make in makers.items()}
+    found = alternated({name: make() for name, make in makers.items()}, size.rounds)
+    for name in names:
+        say(f"  {name}: {median(c for _, c in found[name]):.2f} s CPU, {peaks[name] / 2**20:.0f} MiB")
+    ours_s = median(c for _, c in found["ours"])
+    say(f"  ours: {ours_s:.2f} s CPU, {peaks['ours'] / 2**20:.0f} MiB")
+    best = min(names, key=lambda name: median(cpu for _, cpu in found[name]))
+    compare("exact_over_peers", f"upgrad, K={tasks}, best peer: {best}", found["ours"], found[best])
+    lean = min(names, key=lambda name: peaks[name])
+    ratio = peaks["ours"] / peaks[lean]
+    emit(BENCH, "exact_over_peers_memory", ratio, f"peak bytes, K={tasks}, {lean}", baseline=peaks[lean], ratio=ratio)
+
+
+def peak_bytes(make: Callable[[], Callable[[], object]]) -> int:
+    """What building and two steps add to the memory of a process at their peak, measured in a fork of this one."""
+    read, write = os.pipe()
+    before = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    child = os.fork()
+    if child == 0:
+        step = make()
+        step(), step()
+        os.write(write, str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024).encode())
+        os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as pipe:
+        peak = int(pipe.read() or before)
+    os.waitpid(child, 0)
+    return peak - before
 
 
 def main() -> None:
@@ -282,18 +345,24 @@ def main() -> None:
     looks = [name for name in METHODS if Needs.GRAM in build_balancer(name, 2, 0).needs]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="end within a minute")
+    parser.add_argument("--only", nargs="*", choices=("costs", "peers", "fidelity"), help="parts; all but peers")
     parser.add_argument("--methods", nargs="*", default=None, choices=looks, help="methods to time")
     parser.add_argument("--tasks", type=int, default=5, help="K")
-    parser.add_argument("--peers", action="store_true", help="time TorchJD too")
-    parser.add_argument("--no-fidelity", action="store_true", help="leave gram_fidelity out")
+    parser.add_argument("--batch", type=int, default=None, help="samples of a step")
+    parser.add_argument("--rounds", type=int, default=None, help="turns that each side takes")
+    parser.add_argument("--threads", type=int, default=2, help="of torch; CPU times are steadiest with one")
     arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
     size = QUICK if arguments.quick else FULL
+    size = replace(size, batch=arguments.batch or size.batch, rounds=arguments.rounds or size.rounds)
     usual = ["upgrad", "nash-mtl", "norm"] if arguments.quick else looks
     methods = usual if arguments.methods is None else arguments.methods
-    costs(size, methods, arguments.tasks)
-    if arguments.peers:
+    parts = arguments.only or ("costs", "fidelity")
+    if "costs" in parts:
+        costs(size, methods, arguments.tasks)
+    if "peers" in parts:
         peers(size, arguments.tasks)
-    if not arguments.no_fidelity:
+    if "fidelity" in parts:
         fidelities(size)
 
 

@@ -18,8 +18,8 @@ class Balancing(Section):
         "losses alone | gradients where they enter the shared part | gradients of all shared parameters; "
         "None is boundary where the method looks at gradients, else scalar",
     )
-    statistic: Literal["linear", "samples"] = identity(
-        "linear", "boundary: gradients of a virtual linear layer | products sample by sample"
+    statistic: Literal["joint", "samples", "linear"] = identity(
+        "joint", "boundary: both of what follows | products sample by sample | gradients of a virtual linear layer"
     )
     refresh_steps: int = identity(1, "exact: steps from one Gram matrix to the next", ge=1)
     lag: int = identity(0, "1 weighs by the step before: nothing waits, and a batch may be accumulated", ge=0, le=1)
@@ -29,7 +29,7 @@ class Balancing(Section):
         misplaced = {
             f"refresh_steps={self.refresh_steps}": self.refresh_steps > 1 and self.backend != "exact",
             f"lag={self.lag}": self.lag > 0 and self.backend == "exact",
-            f"statistic={self.statistic}": self.statistic != "linear" and self.backend in ("scalar", "exact"),
+            f"statistic={self.statistic}": self.statistic != "joint" and self.backend in ("scalar", "exact"),
         }
         if any(misplaced.values()):
             raise ConfigError(

@@ -1,6 +1,6 @@
 """What stands for the inner products of the tasks' parameter gradients, seen from the boundary alone.
 
-A boundary tensor z leaves the shared part; c_k = dL_k / dz, its cotangent, is what task k asks of it. Both statistics
+A boundary tensor z leaves the shared part; c_k = dL_k / dz, its cotangent, is what task k asks of it. All statistics
 are sums over rows (samples, and positions of a map), so micro-batches and ranks add up before anything is multiplied
 out.
 """
@@ -48,16 +48,16 @@ class Samples:
 class Linear:
     """The gradients of a virtual linear layer at the boundary: sum_b c_kb (z_b - mean z)^T, [D, D] for each task.
 
-    It sees across samples. Without the centre all products would be dominated by the mean of z, which is large after a
-    ReLU. Where D is large its second axis is sketched: random signs [D, columns], the same on every rank and at every
-    step, keep inner products in expectation.
+    It sees across samples. Where D is large its second axis is sketched: random signs [D, columns], the same on every
+    rank and at every step, keep inner products in expectation.
 
     Args:
         columns: of the sketch; no sketch of a tensor that has no more channels than this.
+        centred: whether the mean of z is taken off, as batch norm below the boundary would do.
     """
 
-    def __init__(self, columns: int = 128) -> None:
-        self._columns = columns
+    def __init__(self, columns: int = 128, *, centred: bool = True) -> None:
+        self._columns, self._centred = columns, centred
         self._signs: dict[tuple[int, torch.device, torch.dtype], Tensor] = {}
 
     def sums(self, shared: Shared, cotangents: Sequence[Shared]) -> Tensor:
@@ -78,8 +78,10 @@ class Linear:
             sizes = [tasks * width * columns, tasks * width, columns, 1]
             raw, c, z, rows = sums[: sum(sizes)].split(sizes)
             sums = sums[sum(sizes) :]
-            centred = raw.view(tasks, width, columns) - c.view(tasks, width, 1) * (z / rows)
-            gram = gram + centred.flatten(1) @ centred.flatten(1).T
+            layer = raw.view(tasks, width, columns)
+            if self._centred:
+                layer = layer - c.view(tasks, width, 1) * (z / rows)
+            gram = gram + layer.flatten(1) @ layer.flatten(1).T
         return gram
 
     def _sketch(self, z: Tensor) -> Tensor:
@@ -93,7 +95,45 @@ class Linear:
         return z @ self._signs[key]
 
 
-STATISTICS = {"samples": Samples, "linear": Linear}
+@final
+class Joint:
+    """Both: the products sample by sample, and those of the virtual layer in units of the mean square length of z.
+
+    That is sum_bb' K_bb' c_kb . c_lb' with K = 1 + z z^T / mean |z|^2, in place of the kernel of the shared part's
+    parameters: a sample moves the features of its own kind, and most of all its own.
+
+    Args:
+        columns, centred: of the virtual layer.
+    """
+
+    def __init__(self, columns: int = 128, *, centred: bool = False) -> None:
+        self._samples, self._linear = Samples(), Linear(columns, centred=centred)
+        self._columns, self._centred = columns, centred
+
+    def sums(self, shared: Shared, cotangents: Sequence[Shared]) -> Tensor:
+        """Those of both, and for each tensor the sum of the squares of z."""
+        parts = [self._samples.sums(shared, cotangents)]
+        for at, tensor in enumerate(shared):
+            parts += [self._linear.sums((tensor,), [(own[at],) for own in cotangents])]
+            parts += [_precise(tensor).square().sum().view(1)]
+        return torch.cat(parts)
+
+    def gram(self, sums: Tensor, shapes: Sequence[torch.Size], tasks: int) -> Tensor:
+        """The products of both, added over the tensors."""
+        gram, sums = self._samples.gram(sums[: tasks * tasks], shapes, tasks), sums[tasks * tasks :]
+        for shape in shapes:
+            width = shape[1] if len(shape) == 4 else shape[-1]
+            columns = min(width, self._columns)
+            size = tasks * width * (columns + 1) + columns + 1
+            layer, square, sums = sums[:size], sums[size], sums[size + 1 :]
+            z, rows = layer[-columns - 1 : -1], layer[-1]
+            length = square / rows - (z / rows).square().sum() * self._centred
+            linear = self._linear.gram(layer, [shape], tasks)
+            gram = gram + torch.where(length > 0, linear / length, torch.zeros_like(linear))
+        return gram
+
+
+STATISTICS = {"joint": Joint, "samples": Samples, "linear": Linear}
 
 
 def _rows(tensor: Tensor) -> Tensor:

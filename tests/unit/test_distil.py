@@ -137,5 +137,5 @@ def test_the_job_prints_flags_and_writes_where_a_sweep_may_start(
 def test_the_job_refuses_what_is_no_run(tmp_path: Path) -> None:
     from jobs.distil import distil as job
 
-    with pytest.raises(NotFound, match="config.yaml"):
+    with pytest.raises(NotFound, match=r"config\.yaml"):
         job(str(tmp_path / "nothing"))

@@ -28,7 +28,7 @@ def build_signal(
     *,
     tasks: list[str],
     backend: Backend | None = None,
-    statistic: Literal["linear", "samples"] = "linear",
+    statistic: Literal["joint", "samples", "linear"] = "joint",
     refresh_steps: int = 1,
     lag: bool = False,
     accumulates: bool = False,

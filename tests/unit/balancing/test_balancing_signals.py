@@ -14,7 +14,7 @@ from torch._functorch import config as functorch_config
 
 from mtl.balancing.base import Needs, Stateless, TaskStats
 from mtl.balancing.signals import Ranks, Weigher, build_signal
-from mtl.balancing.statistic import Linear, Samples, cosines, fidelity
+from mtl.balancing.statistic import Joint, Linear, Samples, Statistic, cosines, fidelity
 from mtl.config import Optimizer
 from mtl.data.batch import Batch
 from mtl.errors import ConfigError
@@ -127,18 +127,21 @@ def test_exact_gram_is_that_of_the_shared_parameters() -> None:
     assert stats.kinds == tuple(task.kind for task in TASKS.values())
 
 
-@pytest.mark.parametrize("statistic", ["samples", "linear"])
+@pytest.mark.parametrize("statistic", ["samples", "linear", "joint"])
 def test_boundary_gram_is_the_statistic_of_the_cotangents(statistic: str) -> None:
     made, one = trainee(method=FIXED, backend="boundary", statistic=statistic), batch(8)
     hide(one, "object", [0, 5])
     _, features, cotangents = by_hand(made, one)
-    if statistic == "samples":
-        rows = torch.stack([c.flatten() for c in cotangents])
-    else:
-        centred = features - features.mean(0)
-        rows = torch.stack([(c.T @ centred).flatten() for c in cotangents])
+    centred = features - features.mean(0)
+    kernel = {
+        "samples": torch.eye(8, dtype=torch.float64),
+        "linear": centred @ centred.T,
+        "joint": torch.eye(8, dtype=torch.float64) + features @ features.T / features.square().sum(1).mean(),
+    }[statistic]
+    each = torch.stack(list(cotangents))
     step(made, one)
-    torch.testing.assert_close(last_stats(made).gram, rows @ rows.T, **EXACT)
+    expected = torch.einsum("kbd,bc,lcd->kl", each, kernel, each)
+    torch.testing.assert_close(last_stats(made).gram, expected, **EXACT)
 
 
 def test_scalar_weights_reach_the_heads() -> None:
@@ -166,7 +169,13 @@ def test_exact_accumulates(micro_batch: int) -> None:
 
 @pytest.mark.parametrize(
     ("method", "how"),
-    [("nash-mtl", {"statistic": "linear"}), ("nash-mtl", {"statistic": "samples"}), ("gls", {}), ("famo", {})],
+    [
+        ("nash-mtl", {"statistic": "linear"}),
+        ("nash-mtl", {"statistic": "samples"}),
+        ("mgda", {}),
+        ("gls", {}),
+        ("famo", {}),
+    ],
 )
 def test_with_a_lag_anything_accumulates(method: str, how: dict[str, Any]) -> None:
     whole = trainee(method=method, lag=True, optimizer=PLAIN, **how)
@@ -380,9 +389,9 @@ def test_weights_of_a_balancer_that_are_not_finite_are_ones() -> None:
     assert weigher.ask(TaskStats(torch.ones(2, dtype=torch.float64), 0)).tolist() == [1, 1]
 
 
-@pytest.mark.parametrize("statistic", [Samples(), Linear(), Linear(4)])
+@pytest.mark.parametrize("statistic", [Samples(), Linear(), Linear(4), Joint(), Joint(4, centred=True)])
 @pytest.mark.parametrize("shape", [(12, 6), (12, 5, 6), (12, 6, 2, 3)])
-def test_statistics_add_up_over_parts_of_a_batch(statistic: Samples | Linear, shape: tuple[int, ...]) -> None:
+def test_statistics_add_up_over_parts_of_a_batch(statistic: Statistic, shape: tuple[int, ...]) -> None:
     draws = torch.Generator().manual_seed(0)
     shared = tuple(torch.randn(s, generator=draws, dtype=torch.float64) for s in (shape, (12, 3)))
     each = [tuple(torch.randn(t.shape, generator=draws, dtype=torch.float64) for t in shared) for _ in range(3)]
