@@ -26,8 +26,8 @@ def empty(address: str) -> None:
     bucket, prefix = split(address)
     client = boto3.client("s3")
     for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=f"{prefix}/"):
-        for item in page.get("Contents", []):
-            client.delete_object(Bucket=bucket, Key=item["Key"])
+        if found := [{"Key": item["Key"]} for item in page.get("Contents", [])]:
+            client.delete_objects(Bucket=bucket, Delete={"Objects": found, "Quiet": True})
 
 
 def signed(address: str, suffix: str) -> list[str]:
