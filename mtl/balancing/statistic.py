@@ -115,7 +115,7 @@ class Joint:
         parts = [self._samples.sums(shared, cotangents)]
         for at, tensor in enumerate(shared):
             parts += [self._linear.sums((tensor,), [(own[at],) for own in cotangents])]
-            parts += [_precise(tensor).square().sum().view(1)]
+            parts += [precise(tensor).square().sum().view(1)]
         return torch.cat(parts)
 
     def gram(self, sums: Tensor, shapes: Sequence[torch.Size], tasks: int) -> Tensor:
