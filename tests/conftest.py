@@ -1,13 +1,21 @@
 """Fixtures for every test: the real data beside the checkout, and buckets on a real S3 server."""
 
+import atexit
 import logging
 import os
+import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 # Before anything imports torch: each rank of a test is a process of its own, and the machine has few cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Ray keeps the address of the cluster at hand in a folder. This process has one of its own: another process of these
+# tests, or the person at the machine, may have a cluster too. Its name is short, as sockets lie below it.
+os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="mtl-", dir="/tmp")
+atexit.register(shutil.rmtree, os.environ["RAY_TMPDIR"], ignore_errors=True)
 
 import boto3
 import pytest
@@ -18,6 +26,22 @@ SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 # A shared machine stalls now and then; how long one example takes is not what a property says.
 settings.register_profile("mtl", deadline=None)
 settings.load_profile("mtl")
+
+
+# Tests of one group run one after the other, in one process: `ray_cluster` is there once, and heads that tests start
+# are found by its other jobs only.
+GROUPS = {
+    "cluster": ("test_ray.py", "test_ray_hang.py", "test_ray_spot.py", "test_ray_elastic.py", "test_doctor_ray.py"),
+    "heads": ("test_ray_submit.py", "test_submit_head.py", "test_tune.py", "test_readme.py"),
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Say to pytest-xdist what belongs together."""
+    for item in items:
+        for group, files in GROUPS.items():
+            if item.path.name in files:
+                item.add_marker(pytest.mark.xdist_group(group))
 
 
 def _beside_checkout(name: str) -> Path:
