@@ -15,11 +15,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Ray keeps the address of the cluster at hand in a folder. This process has one of its own: another process of these
 # tests, or the person at the machine, may have a cluster too. Its name is short, as sockets lie below it.
 os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="mtl-", dir="/tmp")
-atexit.register(shutil.rmtree, os.environ["RAY_TMPDIR"], ignore_errors=True)
 
 import boto3
 import pytest
 from hypothesis import settings
+
+atexit.register(shutil.rmtree, os.environ["RAY_TMPDIR"], ignore_errors=True)
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
