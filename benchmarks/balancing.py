@@ -151,7 +151,9 @@ def balanced(method: str, tasks: int, data: Data, **how: Any) -> Callable[[], No
     """A step with a method."""
     model = network(tasks)
     weigher = weigher_of(build_balancer(method, tasks, 0), tasks)
-    signal = build_signal(weigher, model, model, tasks=list(model.tasks), images=data.images[:2], **how)
+    signal = build_signal(
+        weigher, model, model, tasks=list(model.tasks), images=data.images[:2], batch_norm=True, **how
+    )
     return step_of(model, data, signal, weigher)
 
 
@@ -224,7 +226,7 @@ def total(times: list[Clock]) -> Clock:
 CANDIDATES: dict[str, Callable[[], Statistic]] = {
     **STATISTICS,
     "linear, not centred": lambda: Linear(centred=False),
-    "joint, centred": lambda: Joint(centred=True),
+    "joint, for batch norm": lambda: Joint(batch_norm=True),
 }
 
 

@@ -114,10 +114,10 @@ def synthetic(size: Size) -> None:
         heads = HeadSpec({"class": 1000})
         model = PATTERNS["hard"](build_backbone(size.backbone, {}, size.size_px), heads).train()
         model = model.to(size.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        step = bare(model, size, compiled=how == "compiled", half=True)
+        step = bare(model, size, compiled=how == "compiled", half=size.gpu)
         rate(step, size, max(size.steps // 10, 1))
         found[how] = rate(step, size, size.steps)
-        say(f"{size.backbone} bf16 {how}: {found[how]:,.0f} images/s")
+        say(f"{size.backbone} {'bf16' if size.gpu else 'fp32'} {how}: {found[how]:,.0f} images/s")
     how = max(found, key=lambda name: found[name])
     emit("gpu", "resnet50_images_per_s", found[how], f"images/s, {how}")
     most = peak(torch.cuda.get_device_name(size.device), "bf16") if size.gpu else None
@@ -158,7 +158,7 @@ def pipeline(folder: Path, size: Size, sample: Path) -> None:
         **(FLAGS if size.gpu else {}),
     )
     model = build_model(config, build_specs(config, manifest)).to(size.device).train()
-    step = bare(model, size, compiled="compile" in FLAGS and size.gpu, half="precision" in FLAGS)
+    step = bare(model, size, compiled="compile" in FLAGS and size.gpu, half="precision" in FLAGS and size.gpu)
     steps = manifest.splits["train"].rows // size.batch
     pairs: list[tuple[float, float]] = []
 

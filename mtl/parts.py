@@ -159,6 +159,7 @@ def signal_of(
         tasks=list(config.tasks),
         backend=balancing.backend,
         statistic=balancing.statistic,
+        batch_norm=has_batch_norm(model) and config.model.batch_norm != "frozen",
         refresh_steps=balancing.refresh_steps,
         lag=balancing.lag > 0,
         accumulates=micro_batch(config, world_size) < local_batch(config, world_size),

@@ -95,20 +95,25 @@ class Linear:
         return z @ self._signs[key]
 
 
+_COMMON = 0.1  # of the kernel of a net with batch norm: what any two samples have in common
+
+
 @final
 class Joint:
     """Both: the products sample by sample, and those of the virtual layer in units of the mean square length of z.
 
     That is sum_bb' K_bb' c_kb . c_lb' with K = 1 + z z^T / mean |z|^2, in place of the kernel of the shared part's
-    parameters: a sample moves the features of its own kind, and most of all its own.
+    parameters: a sample moves the features of its own kind, and most of all its own. Batch norm takes out most of what
+    samples have in common, so there z is centred, and a tenth in every place of K stands for what is left.
 
     Args:
-        columns, centred: of the virtual layer.
+        columns: of the virtual layer.
+        batch_norm: whether the shared part normalises over the batch.
     """
 
-    def __init__(self, columns: int = 128, *, centred: bool = False) -> None:
-        self._samples, self._linear = Samples(), Linear(columns, centred=centred)
-        self._columns, self._centred = columns, centred
+    def __init__(self, columns: int = 128, *, batch_norm: bool = False) -> None:
+        self._samples, self._linear = Samples(), Linear(columns, centred=batch_norm)
+        self._columns, self._batch_norm = columns, batch_norm
 
     def sums(self, shared: Shared, cotangents: Sequence[Shared]) -> Tensor:
         """Those of both, and for each tensor the sum of the squares of z."""
@@ -127,9 +132,12 @@ class Joint:
             size = tasks * width * (columns + 1) + columns + 1
             layer, square, sums = sums[:size], sums[size], sums[size + 1 :]
             z, rows = layer[-columns - 1 : -1], layer[-1]
-            length = square / rows - (z / rows).square().sum() * self._centred
+            length = square / rows - (z / rows).square().sum() * self._batch_norm
             linear = self._linear.gram(layer, [shape], tasks)
             gram = gram + torch.where(length > 0, linear / length, torch.zeros_like(linear))
+            if self._batch_norm:
+                c = layer[tasks * width * columns : -columns - 1].view(tasks, width)
+                gram = gram + _COMMON * c @ c.T
         return gram
 
 

@@ -12,7 +12,7 @@ from mtl.balancing.signals.base import Ranks, Scale, Signal, Weigher
 from mtl.balancing.signals.boundary import Boundary
 from mtl.balancing.signals.exact import Exact
 from mtl.balancing.signals.scalar import Scalar
-from mtl.balancing.statistic import STATISTICS
+from mtl.balancing.statistic import STATISTICS, Joint
 from mtl.errors import ConfigError
 from mtl.model import MultiTaskModel
 
@@ -29,6 +29,7 @@ def build_signal(
     tasks: list[str],
     backend: Backend | None = None,
     statistic: Literal["joint", "samples", "linear"] = "joint",
+    batch_norm: bool = False,
     refresh_steps: int = 1,
     lag: bool = False,
     accumulates: bool = False,
@@ -40,6 +41,7 @@ def build_signal(
     Args:
         model, parallel: the module, and the one whose backward averages gradients over ranks.
         backend: None is boundary where the balancer looks at gradients, else scalar.
+        batch_norm: boundary: whether the shared part normalises over the batch, which statistic joint allows for.
         refresh_steps: exact: steps from one Gram matrix to the next.
         accumulates: whether a step may have more than one micro-batch.
         images: some, [n, 3, H, W], to try the heads on.
@@ -73,7 +75,8 @@ def build_signal(
     if not any(parameter.requires_grad for parameter in model.shared_parameters()):
         raise _refused("No shared parameter is trained: there is nothing to balance.", backend, "backend scalar")
     if backend == "boundary":
-        return _tried(Boundary(weigher, parallel, scale, STATISTICS[statistic](), lag=lag), model, images)
+        seen = Joint(batch_norm=batch_norm) if statistic == "joint" else STATISTICS[statistic]()
+        return _tried(Boundary(weigher, parallel, scale, seen, lag=lag), model, images)
     exact = Exact(weigher, model, scale, model.shared_parameters(), [model.task_parameters(task) for task in tasks])
     if refresh_steps == 1:
         return exact

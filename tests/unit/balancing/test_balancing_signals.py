@@ -389,7 +389,7 @@ def test_weights_of_a_balancer_that_are_not_finite_are_ones() -> None:
     assert weigher.ask(TaskStats(torch.ones(2, dtype=torch.float64), 0)).tolist() == [1, 1]
 
 
-@pytest.mark.parametrize("statistic", [Samples(), Linear(), Linear(4), Joint(), Joint(4, centred=True)])
+@pytest.mark.parametrize("statistic", [Samples(), Linear(), Linear(4), Joint(), Joint(4, batch_norm=True)])
 @pytest.mark.parametrize("shape", [(12, 6), (12, 5, 6), (12, 6, 2, 3)])
 def test_statistics_add_up_over_parts_of_a_batch(statistic: Statistic, shape: tuple[int, ...]) -> None:
     draws = torch.Generator().manual_seed(0)
@@ -420,3 +420,13 @@ def test_fidelity_is_the_correlation_of_cosines() -> None:
     scales = torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=torch.float64)
     assert fidelity(gram, gram * scales[:, None] * scales) == pytest.approx(1)
     assert abs(fidelity(gram, gram[torch.tensor([3, 4, 5, 0, 1, 2])])) < 0.9
+
+
+def test_with_batch_norm_the_joint_statistic_is_centred_and_keeps_a_tenth_of_what_is_common() -> None:
+    draws = torch.Generator().manual_seed(0)
+    z, c = torch.rand(9, 5, generator=draws).double(), torch.randn(3, 9, 5, generator=draws).double()
+    statistic = Joint(batch_norm=True)
+    found = statistic.gram(statistic.sums((z,), [(own,) for own in c]), [z.shape], 3)
+    centred = z - z.mean(0)
+    kernel = torch.eye(9) + centred @ centred.T / centred.square().sum(1).mean() + 0.1
+    torch.testing.assert_close(found, torch.einsum("kbd,bc,lcd->kl", c, kernel, c))
