@@ -70,6 +70,7 @@ def trainee(
         Ranks(world_size, CPU),
     )
     scaling = Precision(precision, CPU)
+    signal.setdefault("scale", scaling.scale)
     made = Trainee(
         model=model,
         parallel=parallel,
@@ -82,7 +83,7 @@ def trainee(
             parallel,
             tasks=list(TASKS),
             images=torch.zeros(2, 3, 16, 16, dtype=dtype),
-            **{"scale": scaling.scale, **signal},
+            **signal,
         ),
         standardise=Standardise(STATISTICS, Augment(size_px=16, eval_resize_px=16), CPU, dtype),
         steps_per_epoch=steps_per_epoch,

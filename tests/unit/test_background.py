@@ -95,7 +95,7 @@ def fails_and_is_asked(gate: Gate, asked: str) -> None:
     with Background(gate.tell, threaded=True) as made:
         made.give(fail)
         if asked != "leave":
-            made._settle(10)
+            made._settle(10)  # pyright: ignore[reportPrivateUsage]
         if asked == "watch":
             made.watch()
         if asked == "give":

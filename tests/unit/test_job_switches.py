@@ -132,7 +132,8 @@ def test_the_average_is_that_of_the_weights_after_each_step(make: Make, monkeypa
     update = Ema.update
 
     def watched(self: Ema, samples: int) -> None:
-        seen.append((samples, {name: tensor.double().clone() for name, tensor in self._live.items()}))
+        live = self._live  # pyright: ignore[reportPrivateUsage]
+        seen.append((samples, {name: tensor.double().clone() for name, tensor in live.items()}))
         update(self, samples)
 
     monkeypatch.setattr(Ema, "update", watched)
@@ -157,7 +158,7 @@ def test_training_can_begin_from_an_average(make: Make) -> None:
 def test_resumed_bit_by_bit_in_every_precision(
     precision: Name, max_micro_batch: int | None, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    changes = {"precision": precision, "max_micro_batch": max_micro_batch, "optimizer": AVERAGED}
+    changes: dict[str, Any] = {"precision": precision, "max_micro_batch": max_micro_batch, "optimizer": AVERAGED}
     changes["augment"] = make().augment.model_copy(update={"mixup": 0.2, "cutmix": 1.0, "erase": 0.3})
     often = Checkpoint(every_s=1e-9, background=False)
     whole, config = make("whole", **changes), make(checkpoint=often, **changes)
@@ -180,7 +181,7 @@ def test_precisions_differ(make: Make) -> None:
 
 def worse_after(monkeypatch: pytest.MonkeyPatch, best_epoch: int) -> None:
     """The validation accuracy of `object` rises up to `best_epoch`, and falls from there on."""
-    score = job.Scorer._score
+    score = job.Scorer._score  # pyright: ignore[reportPrivateUsage]
 
     def scored(self: Any, split: str, name: str, trainee: Any, epoch: int) -> Any:
         metrics = score(self, split, name, trainee, epoch)
@@ -301,7 +302,7 @@ def test_a_slow_upload_stops_no_step(make: Make, monkeypatch: pytest.MonkeyPatch
     run(plain)
     steps = dict(files)
     files.clear()
-    waited = job.Background._settle
+    waited = job.Background._settle  # pyright: ignore[reportPrivateUsage]
     slow: list[bool] = []
 
     def slowly(store: Store, path: str, tensors: Any, state: Any) -> str:
