@@ -22,7 +22,7 @@ from mtl.data.reader import RowGroup
 
 I64 = npt.NDArray[np.int64]
 Reads = dict[int, Future[RowGroup]]
-"""Row groups by number, read or being read; whoever holds the future keeps the row group alive."""
+"""Row groups by a number, read or being read; whoever holds the future keeps the row group alive."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,11 @@ class Located:
     rows: Rows
     which: I64
     reads: list[Future[RowGroup]]
+
+    def part(self, begin: int, end: int) -> "Located":
+        """Samples [begin, end) of them."""
+        rows = Rows(self.rows.group[begin:end], self.rows.row[begin:end])
+        return Located(rows, self.which[begin:end], self.reads)
 
 
 @final

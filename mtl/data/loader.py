@@ -18,10 +18,10 @@ import numpy.typing as npt
 from mtl.data.batch import EMPTY, OK, QUARANTINED, Bad, Batch, Cost, ledger
 from mtl.data.columns import LabelArray
 from mtl.data.footprint import split_prefetch
-from mtl.data.lanes import Lanes
+from mtl.data.lanes import Lanes, Located, Reads
 from mtl.data.memory import Decoded, Encoded, Source
 from mtl.data.mixture import AnyOrder
-from mtl.data.order import Rows, slots
+from mtl.data.order import slots
 from mtl.data.reader import RowGroup
 from mtl.data.target import Target as Target
 from mtl.data.transforms import U8, Draws, View
@@ -136,12 +136,12 @@ class Loader:
         found = self._lanes.locate(epoch, positions)
         chunks: list[Future[_Made]] = []
         for begin, end in self._cuts(filled):
-            part, which = Rows(found.rows.group[begin:end], found.rows.row[begin:end]), found.which[begin:end]
-            wanted = which if self._decoded is None else which[self._decoded.unknown(part)]
+            part = found.part(begin, end)
+            wanted = part.which if self._decoded is None else part.which[self._decoded.unknown(part.rows)]
             needs = {number: found.reads[number] for number in np.unique(wanted).tolist()}
             at = slice(int(filled[begin]), int(filled[end - 1]) + 1)
             submit = _now if not needs and images[at].nbytes <= _LITTLE_BYTES else self._decode.submit
-            chunks.append(submit(self._fill, made, at, positions[begin:end], part, which, needs))
+            chunks.append(submit(self._fill, made, at, positions[begin:end], part, needs))
         self._lanes.read_ahead()  # only now: what this batch needs of other lanes is read first
         return _Pending(made, chunks)
 
@@ -154,23 +154,16 @@ class Loader:
             for begin in range(first, last, max(most, _CHUNK)):
                 yield begin, min(begin + max(most, _CHUNK), last)
 
-    def _fill(
-        self,
-        made: Batch,
-        at: slice,
-        positions: npt.NDArray[np.int64],
-        rows: Rows,
-        which: npt.NDArray[np.int64],
-        reads: dict[int, Future[RowGroup]],
-    ) -> "_Made":
-        """Make the samples of the consecutive slots `at`, which are `rows`; see `Located`."""
+    def _fill(self, made: Batch, at: slice, positions: npt.NDArray[np.int64], part: Located, reads: Reads) -> "_Made":
+        """Make the samples of the consecutive slots `at`, which are `part`, with those of its reads that they need."""
+        rows = part.rows
         began = time.perf_counter()
         groups = {number: read.result() for number, read in reads.items()}
         working, cpu = time.perf_counter(), time.thread_time()
         draws = self._view.draw(made.epoch, positions)
         images, status, colour = made.images[at], made.status[at], made.colour[at]
         labels = {task: values[at] for task, values in made.labels.items()}
-        ids, refused = self._render(images, labels, rows, which, groups, draws)
+        ids, refused = self._render(images, labels, part, groups, draws)
         status[[*refused]] = QUARANTINED
         self._view.finish(images, draws)
         for target in self._targets:
@@ -191,22 +184,16 @@ class Loader:
         )
 
     def _render(
-        self,
-        images: U8,
-        labels: dict[str, LabelArray],
-        rows: Rows,
-        which: npt.NDArray[np.int64],
-        groups: dict[int, RowGroup],
-        draws: Draws,
+        self, images: U8, labels: dict[str, LabelArray], part: Located, groups: dict[int, RowGroup], draws: Draws
     ) -> tuple[npt.NDArray[np.uint64], dict[int, str]]:
         """Pixels before `finish`, and labels; returns the image ids, and why images were refused, by place."""
-        decoded, refused, todo = self._decoded, dict[int, str](), np.arange(len(rows))
+        rows, decoded, refused, todo = part.rows, self._decoded, dict[int, str](), np.arange(len(part.rows))
         ids, numbers = np.empty(len(rows), np.uint64), todo
         if decoded is not None:
             numbers = decoded.number(rows)
             todo, refused = decoded.recall(numbers, images, ids, labels)
         if len(todo):
-            its_groups, its_rows = which[todo], rows.row[todo]
+            its_groups, its_rows = part.which[todo], rows.row[todo]
             for number in np.unique(its_groups).tolist():
                 group, those = groups[number], np.flatnonzero(its_groups == number)
                 places, in_group = todo[those], its_rows[those]
