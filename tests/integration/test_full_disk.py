@@ -2,6 +2,7 @@
 
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -44,7 +45,7 @@ def test_the_last_commit_stays_and_the_run_goes_on_once_there_is_space(disk: Pat
     store = open_store(full.storage).child(full.name)
     wait_for(lambda: (found := read(store)) is not None and found.checkpoints, 200, "no commit was made")
     filler = disk / "filler"
-    with filler.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
+    with suppress(OSError), filler.open("wb", buffering=0) as file:
         while True:
             file.write(bytes(65536))
     (tmp_path / "go").touch()
