@@ -93,8 +93,8 @@ def totals(accounts: Sequence[Account], *, useful_s: float, images: int, epochs:
         images: trained on in useful_s.
         epochs: that those are.
     """
-    if not accounts or useful_s <= 0 or epochs <= 0:
-        return {}
+    if not accounts or useful_s <= 0 or epochs <= 0 or not all("scale" in account for account in accounts):
+        return {}  # nothing was trained, or an earlier version of mtl did a part of it
     last, rate = accounts[-1], images / useful_s
     found = {"images_per_s": rate}
     if "mfu" in (row := Scale(**last["scale"]).row(rate, last["workers"], images)):
