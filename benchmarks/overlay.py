@@ -50,7 +50,7 @@ from mtl.trainee import Trainee
 
 RECIPE = Path(__file__).resolve().parents[1] / "examples" / "overlay.yaml"
 SIZE_PX, BATCH = 20, 256
-SETTINGS = {"overlay": 128, "conflict": 3}
+SETTINGS = {"overlay": 128, "conflict": 8}
 """Features that the tasks share."""
 
 TUNED = (0.5, 0.75, 1.25, 1.5)
