@@ -29,22 +29,6 @@ settings.register_profile("mtl", deadline=None)
 settings.load_profile("mtl")
 
 
-# Tests of one group run one after the other, in one process: `ray_cluster` is there once, and heads that tests start
-# are found by its other jobs only.
-GROUPS = {
-    "cluster": ("test_ray.py", "test_ray_hang.py", "test_ray_spot.py", "test_ray_elastic.py", "test_doctor_ray.py"),
-    "heads": ("test_ray_submit.py", "test_submit_head.py", "test_tune.py", "test_readme.py"),
-}
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Say to pytest-xdist what belongs together."""
-    for item in items:
-        for group, files in GROUPS.items():
-            if item.path.name in files:
-                item.add_marker(pytest.mark.xdist_group(group))
-
-
 def _beside_checkout(name: str) -> Path:
     path = SHARED_DATA / name
     if not path.is_file():
