@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from mtl.config import Config, Model, Resources
+from mtl.config import Checkpoint, Config, Model, Resources
 from mtl.console import RunConsole
 from mtl.errors import DataError, ResourceError
 from tests.helpers.datasets import tiny
@@ -203,8 +203,9 @@ def test_a_killed_driver_takes_its_workers_along_and_the_run_goes_on(
 ) -> None:
     until, pids = tmp_path / "until", tmp_path / "pids"
     pids.mkdir()
-    model = striking("waits", until=str(until), at=3, pids=str(pids))
-    config = tiny_config(data, tmp_path / "runs", epochs=3, model=model)
+    model = striking("waits", until=str(until), at=4, pids=str(pids))  # in the second epoch
+    checkpoint = Checkpoint(background=False)  # or the commit would be told of at the next step
+    config = tiny_config(data, tmp_path / "runs", epochs=3, model=model, checkpoint=checkpoint)
     path, join = write_config(tmp_path / "mine.yaml", config), ("--resources.address", ray_cluster)
     with started("train.py", "--config", path, *join) as process:
         read_until(process, "commit at step 3")
