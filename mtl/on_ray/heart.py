@@ -34,6 +34,7 @@ class Heart:
 
     def __init__(self, channel: Channel, pulse: Callable[[], Pulse]) -> None:
         self._channel, self._pulse, self._closing, self._output = channel, pulse, threading.Event(), Output()
+        self._send()  # before anything is trained: nobody misses a worker that was never heard of
         self._thread = threading.Thread(target=self._beat, name="heart", daemon=True)
         self._thread.start()
 
@@ -44,16 +45,22 @@ class Heart:
 
     def _beat(self) -> None:
         while not self._closing.wait(_BEAT_S):
-            pulse = self._pulse()
-            try:
-                self._send_output(pulse)
-                if self._channel.beat(pulse):
-                    self._channel.put({"kind": "note", "text": f"{pulse} is here:\n{stacks()}"})
-            except RayError:
-                return  # there is nobody to hear it
+            if not self._send():
+                return
         pulse = self._pulse()
         self._send_output(pulse)
         self._channel.leave(pulse)
+
+    def _send(self) -> bool:
+        """Whether there is anybody to hear it."""
+        pulse = self._pulse()
+        try:
+            self._send_output(pulse)
+            if self._channel.beat(pulse):
+                self._channel.put({"kind": "note", "text": f"{pulse} is here:\n{stacks()}"})
+        except RayError:
+            return False
+        return True
 
     def _send_output(self, pulse: Pulse) -> None:
         if text := self._output():

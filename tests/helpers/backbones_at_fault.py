@@ -12,20 +12,23 @@ from tests.helpers.backbones import small
 
 
 class _Struck(nn.Module):
-    """`small`, but `strike` is called ahead of its `at`-th forward in training (from 0); later ones wait `pace_s`."""
+    """`small`, but `strike` is called ahead of its `at`-th forward in training (from 0).
 
-    def __init__(self, at: int, strike: Callable[[], None], pace_s: float = 0.0) -> None:
+    Earlier ones wait `before_s`, later ones `pace_s`.
+    """
+
+    def __init__(self, at: int, strike: Callable[[], None], *, pace_s: float = 0.0, before_s: float = 0.0) -> None:
         super().__init__()
         self.inner = small()
-        self._at, self._strike, self._pace_s = at, strike, pace_s
+        self._at, self._strike, self._pace_s, self._before_s = at, strike, pace_s, before_s
         self._seen = 0
 
     def forward(self, images: Tensor) -> Tensor:
         if self.training:
             if self._seen == self._at:
                 self._strike()
-            elif self._seen > self._at:
-                time.sleep(self._pace_s)
+            else:
+                time.sleep(self._pace_s if self._seen > self._at else self._before_s)
             self._seen += 1
         return self.inner(images)
 
@@ -36,9 +39,12 @@ def dies_once(marker: str, at: int) -> nn.Module:
 
 
 def stops_once(marker: str, at: int) -> nn.Module:
-    """Of all processes that get there, the one that makes the file `marker`, with its number in it, is stopped."""
+    """Of all processes that get there, the one that makes the file `marker`, with its number in it, is stopped.
+
+    It has been heard of before, as steps take a while.
+    """
     os.write(1, b"training, says the backbone\n")
-    return _Struck(at, lambda: _signal_once(marker, signal.SIGSTOP))
+    return _Struck(at, lambda: _signal_once(marker, signal.SIGSTOP), before_s=0.5)
 
 
 def _signal_once(marker: str, number: signal.Signals) -> None:
