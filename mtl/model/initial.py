@@ -86,7 +86,7 @@ def load_initial(model: MultiTaskModel, address: str, *, partial: bool = False) 
     with torch.no_grad():
         for name, source in fits.items():
             own[name].copy_(tensors[source])
-    unused = tuple(name for name in tensors if name not in set(fits.values()))
+    unused = tuple(sorted(tensors.keys() - set(fits.values())))  # safetensors keeps no order
     return Initial(address, tuple(fits), tuple(replaced), tuple(missing), unused)
 
 

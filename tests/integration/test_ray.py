@@ -82,7 +82,9 @@ def test_two_workers_give_the_result_of_one_process(
 
 def test_a_killed_worker_costs_nothing_but_time(data: Path, tmp_path: Path) -> None:
     marker = tmp_path / "killed"
-    config = tiny_config(data, tmp_path / "runs", epochs=3, model=striking("dies_once", marker=str(marker), at=5))
+    model = striking("dies_once", marker=str(marker), at=5)
+    checkpoint = Checkpoint(background=False)  # or the death could come before the commit
+    config = tiny_config(data, tmp_path / "runs", epochs=3, model=model, checkpoint=checkpoint)
     result, said = trained(config)
     assert marker.exists()
     assert record(config)["attempt"] == 2
