@@ -1,6 +1,5 @@
 """The ids of the images of some steps, for people: read from the shards, without the images."""
 
-import io
 from collections.abc import Iterator, Sequence
 from typing import final
 
@@ -9,6 +8,7 @@ import pyarrow.parquet as pq
 
 from mtl.data.manifest import Index
 from mtl.data.mixture import AnyOrder
+from mtl.data.seekable import Seekable
 from mtl.store import Store
 
 
@@ -58,30 +58,17 @@ def _read(store: Store, index: Index, number: int) -> list[str]:
 
 
 @final
-class _Ranged(io.RawIOBase):
-    """An object of `size` bytes of which only what is asked for is fetched."""
+class _Ranged(Seekable):
+    """An object of which only what is asked for is fetched."""
 
     def __init__(self, store: Store, key: str, size: int) -> None:
-        super().__init__()
-        self._store, self._key, self._size, self._at = store, key, size, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        return self._at
+        super().__init__(size)
+        self._store, self._key = store, key
 
     def read(self, size: int = -1) -> bytes:  # pyright: ignore[reportIncompatibleMethodOverride]
-        wanted = min(size if size >= 0 else self._size, self._size - self._at)
+        wanted = min(size if size >= 0 else self.size, self.size - self.at)
         if wanted <= 0:
             return b""
-        data = self._store.get_range(self._key, self._at, wanted)
-        self._at += wanted
+        data = self._store.get_range(self._key, self.at, wanted)
+        self.at += wanted
         return bytes(data)

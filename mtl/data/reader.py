@@ -1,6 +1,5 @@
 """Row groups from storage: one ranged GET each, verified, decoded with the cached footer."""
 
-import io
 import threading
 import time
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from mtl.data.columns import LabelArray, array
 from mtl.data.manifest import FOOTERS, Index
 from mtl.data.pages import give_back
 from mtl.data.plain import locate
+from mtl.data.seekable import Seekable
 from mtl.errors import DataError
 from mtl.store import Store
 from mtl.store.base import rewritten
@@ -251,31 +251,18 @@ def _own(data: bytes | memoryview) -> int | None:
 
 
 @final
-class _Window(io.RawIOBase):
-    """A file of `size` bytes of which only [offset, offset + len(data)) is held."""
+class _Window(Seekable):
+    """A file of which only [offset, offset + len(data)) is held."""
 
     def __init__(self, data: memoryview, offset: int, size: int) -> None:
-        super().__init__()
-        self._data, self._offset, self._size, self._at = data, offset, size, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        return self._at
+        super().__init__(size)
+        self._data, self._offset = data, offset
 
     def read(self, size: int = -1) -> memoryview:  # pyright: ignore[reportIncompatibleMethodOverride]
         """A view rather than bytes: pyarrow takes any buffer, and copies none."""
-        start = self._at - self._offset
+        start = self.at - self._offset
         stop = start + size if size >= 0 else len(self._data)
         if start < 0 or stop > len(self._data):
-            raise OSError(f"a read of [{self._at}, {self._at + size}) leaves the row group that was fetched")
-        self._at += stop - start
+            raise OSError(f"a read of [{self.at}, {self.at + size}) leaves the row group that was fetched")
+        self.at += stop - start
         return self._data[start:stop]

@@ -167,6 +167,7 @@ TORCH_FREE = (
     "mtl.data.mixture",
     "mtl.data.order",
     "mtl.data.reader",
+    "mtl.data.seekable",
     "mtl.data.shapes",
     "mtl.data.shard",
     "mtl.data.source",
