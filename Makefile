@@ -31,7 +31,7 @@ help: ## list the targets (the default)
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' Makefile | while IFS='	' read -r target text; do \
 	  printf '  make %-9s %s\n' "$$target" "$$text"; done
 
-demo: $(INSTALLED) ## draw the small `shapes` data set and train five tasks on it with Ray: no GPU, four minutes
+demo: $(INSTALLED) ## draw the small `shapes` data set and train five tasks on it with Ray: no GPU, six minutes
 	$(VENV_PYTHON) jobs/train.py shapes
 
 test: $(INSTALLED) ## run the tests; with MARK= the slow ones too
