@@ -1,4 +1,4 @@
-"""Five tasks on drawn images of 64 px: the demo, two minutes on two CPU cores.
+"""Five tasks on drawn images of 64 px: the demo, five minutes on two CPU cores.
 
 data      12,000 drawings, made on the spot where data/shapes is missing: 10,278 to train on, 874 val, 848 test
 command   python jobs/train.py shapes
