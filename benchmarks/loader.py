@@ -177,13 +177,19 @@ def compare(runs: Runs, below: str, entries: Sequence[Entry], size: Size, rounds
 
 
 def bare(runs: Runs, series: Series, size: Size, rounds: int) -> None:
-    """`decode_fraction`: ours over cores times what one core decodes and crops with nothing around it."""
-    runs.expected += rounds
-    images = str(runs.scratch / "images")
-    made = [runs.run("one core", "core", images=images, count=size.timed // 4, warmup=BATCH) for _ in range(rounds)]
-    cores = [result for result in made if result]
-    key, unit = "images_per_s", "images/s"
-    report.ratio("decode_fraction", series["ours"], cores, key, unit, f"ours / {runs.cores} x one core", runs.cores)
+    """`decode_fraction`: ours over cores times what one core decodes and crops with nothing around it, others idle.
+
+    And `all_cores_fraction`: over what as many such processes make at once, which no loader on this machine can exceed.
+    """
+    runs.expected += 2 * rounds
+    task = {"images": str(runs.scratch / "images"), "count": size.timed // 4, "warmup": BATCH}
+    alone, at_once = list[Result](), list[Result]()
+    for _ in range(rounds):
+        alone += [one] if (one := runs.run("one core", "core", **task)) else []
+        at_once += [one] if (one := runs.run("all cores", "all_cores", **task, workers=runs.cores)) else []
+    key, unit, ours = "images_per_s", "images/s", series["ours"]
+    report.ratio("decode_fraction", ours, alone, key, unit, f"ours / {runs.cores} x one core", runs.cores)
+    report.ratio("all_cores_fraction", ours, at_once, key, unit, "ours / all cores at once")
 
 
 def resume(runs: Runs, size: Size, rounds: int) -> None:

@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -104,8 +105,16 @@ def core(images: str, count: int, warmup: int) -> dict[str, Any]:
     return {"images_per_s": count / (time.perf_counter() - begun)}
 
 
+def all_cores(images: str, count: int, warmup: int, workers: int) -> dict[str, Any]:
+    """The same of all cores at once, a process for each: cores that share a cache or a power budget slow each other."""
+    with ProcessPoolExecutor(workers) as pool:
+        made = list(pool.map(core, [images] * workers, [count] * workers, [warmup] * workers))
+    return {"images_per_s": sum(one["images_per_s"] for one in made)}
+
+
 TASKS: dict[str, Callable[..., dict[str, Any]]] = {
-    function.__name__: function for function in (prepare, prepare_small, rate, small_rate, steps, first, memory, core)
+    function.__name__: function
+    for function in (prepare, prepare_small, rate, small_rate, steps, first, memory, core, all_cores)
 }
 
 
