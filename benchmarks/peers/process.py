@@ -112,10 +112,8 @@ def all_cores(images: str, count: int, warmup: int, workers: int) -> dict[str, A
     return {"images_per_s": sum(one["images_per_s"] for one in made)}
 
 
-TASKS: dict[str, Callable[..., dict[str, Any]]] = {
-    function.__name__: function
-    for function in (prepare, prepare_small, rate, small_rate, steps, first, memory, core, all_cores)
-}
+_TASKS = (prepare, prepare_small, rate, small_rate, steps, first, memory, core, all_cores)
+TASKS: dict[str, Callable[..., dict[str, Any]]] = {function.__name__: function for function in _TASKS}
 
 
 def _timed(batches: Iterator[tuple[Any, Any]], warmup: int, images: int) -> dict[str, Any]:
