@@ -9,13 +9,14 @@ takes the Jacobian as LibMTL does, and with TorchJD where it is installed, at th
 """
 
 import argparse
-import os
 import resource
 import sys
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -36,7 +37,7 @@ from mtl.balancing.statistic import STATISTICS, Joint, Linear, Shared, Statistic
 from mtl.data.shapes import SHAPES, draw
 from mtl.model import BoundaryModel, HardSharing, HeadSpec, build_backbone
 
-BENCH = "balancing"
+BENCH, OURS = "balancing", "ours"
 REFRESH = 10
 OUTPUTS = {"shape": len(SHAPES), "colour": 6, "count": 4, "rotation": 2, "touching": 2}
 CPU = torch.device("cpu")
@@ -290,10 +291,27 @@ def hidden(data: Data, share: str, seed: int) -> Data:
 def peers(size: Size, tasks: int) -> None:
     """`exact_over_peers`: ours over the fastest of LibMTL's way and TorchJD's chunk sizes, all with UPGrad; and
     `exact_over_peers_memory`, ours over the leanest."""
-    data = drawings(size.batch)
+    makers = sides(size.batch, tasks)
+    names = [name for name in makers if name != OURS]
+    say(f"peers, K={tasks}, batch {size.batch}: {', '.join(names)}")
+    peaks: dict[str, int] = {}
+    for name in makers:
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            peaks[name] = pool.submit(peak_bytes, size.batch, tasks, name, torch.get_num_threads()).result()
+        say(f"  {name}: {peaks[name] / 2**20:.0f} MiB")
+    found = alternated({name: make() for name, make in makers.items()}, size.rounds)
+    for name in makers:
+        say(f"  {name}: {median(c for _, c in found[name]):.2f} s CPU")
+    best = min(names, key=lambda name: median(cpu for _, cpu in found[name]))
+    compare("exact_over_peers", f"upgrad, K={tasks}, best peer: {best}", found[OURS], found[best])
+    lean = min(names, key=lambda name: peaks[name])
+    ratio = peaks[OURS] / peaks[lean]
+    emit(BENCH, "exact_over_peers_memory", ratio, f"peak bytes, K={tasks}, {lean}", baseline=peaks[lean], ratio=ratio)
 
-    def ours() -> Callable[[], object]:
-        return balanced("upgrad", tasks, data, backend="exact")
+
+def sides(batch: int, tasks: int) -> dict[str, Callable[[], Callable[[], object]]]:
+    """By name, ours among them, what builds a step."""
+    data = drawings(batch)
 
     def peer(name: str) -> Callable[[], object]:
         model = network(tasks)
@@ -310,36 +328,18 @@ def peers(size: Size, tasks: int) -> None:
         return step
 
     names = list(backwards(network(tasks), data.images, lambda _: [], build_balancer("upgrad", tasks, 0)))
-    say(f"peers, K={tasks}, batch {size.batch}: {', '.join(names)}")
-    makers = {"ours": ours, **{name: partial(peer, name) for name in names}}
-    peaks = {name: peak_bytes(make) for name, make in makers.items()}
-    found = alternated({name: make() for name, make in makers.items()}, size.rounds)
-    for name in names:
-        say(f"  {name}: {median(c for _, c in found[name]):.2f} s CPU, {peaks[name] / 2**20:.0f} MiB")
-    ours_s = median(c for _, c in found["ours"])
-    say(f"  ours: {ours_s:.2f} s CPU, {peaks['ours'] / 2**20:.0f} MiB")
-    best = min(names, key=lambda name: median(cpu for _, cpu in found[name]))
-    compare("exact_over_peers", f"upgrad, K={tasks}, best peer: {best}", found["ours"], found[best])
-    lean = min(names, key=lambda name: peaks[name])
-    ratio = peaks["ours"] / peaks[lean]
-    emit(BENCH, "exact_over_peers_memory", ratio, f"peak bytes, K={tasks}, {lean}", baseline=peaks[lean], ratio=ratio)
+    ours = partial(balanced, "upgrad", tasks, data, backend="exact")
+    return {OURS: ours, **{name: partial(peer, name) for name in names}}
 
 
-def peak_bytes(make: Callable[[], Callable[[], object]]) -> int:
-    """What building and two steps add to the memory of a process at their peak, measured in a fork of this one."""
-    read, write = os.pipe()
-    before = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    child = os.fork()
-    if child == 0:
-        step = make()
-        step(), step()
-        os.write(write, str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024).encode())
-        os._exit(0)
-    os.close(write)
-    with os.fdopen(read) as pipe:
-        peak = int(pipe.read() or before)
-    os.waitpid(child, 0)
-    return peak - before
+def peak_bytes(batch: int, tasks: int, name: str, threads: int) -> int:
+    """What building and two steps add to the memory of this process, a fresh one, at their peak."""
+    torch.set_num_threads(threads)
+    make = sides(batch, tasks)[name]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    step = make()
+    step(), step()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
 
 
 def main() -> None:
