@@ -38,33 +38,6 @@ def resnet9(width: int = 32, norm: Literal["batch", "group"] = "batch", stem_str
     return nn.Sequential(OrderedDict(stages))
 
 
-def patch9(width: int = 16) -> nn.Module:
-    """`resnet9` with batch norm, made for CPUs: images [n, 3, H, W] of 32 px or so to features [n, 8 * width].
-
-    After the net of K. Jordan's CIFAR-10 speedruns (2024, arXiv:2404.00498): the stem is a convolution of 2 x 2 pixels
-    without padding and norm, and maps are pooled before they are normalised. That leaves a quarter of the memory
-    traffic, and at 32 px maps of 31, 15, 7 and 3 in place of 32, 16, 8 and 4.
-    """
-    if width < 8 or width % 8:
-        raise ValueError(f"width must be a multiple of 8, got {width}")
-
-    def layer(inputs: int, outputs: int, pool: bool = False) -> nn.Sequential:
-        parts = [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), *([nn.MaxPool2d(2)] if pool else [])]
-        return nn.Sequential(*parts, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
-
-    def pair(channels: int) -> nn.Module:
-        return _Residual(nn.Sequential(layer(channels, channels), layer(channels, channels)))
-
-    stages: dict[str, nn.Module] = {
-        "stem": nn.Sequential(nn.Conv2d(3, width, 2), nn.ReLU(inplace=True)),
-        "stage1": nn.Sequential(layer(width, 2 * width, pool=True), pair(2 * width)),
-        "stage2": layer(2 * width, 4 * width, pool=True),
-        "stage3": nn.Sequential(layer(4 * width, 8 * width, pool=True), pair(8 * width)),
-        "pool": _GlobalMax(),
-    }
-    return nn.Sequential(OrderedDict(stages))
-
-
 class _GlobalMax(nn.Module):
     """Unlike AdaptiveMaxPool2d, its backward is deterministic on GPUs too."""
 

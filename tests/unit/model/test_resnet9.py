@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from mtl.model.resnet9 import patch9, resnet9
+from mtl.model.resnet9 import resnet9
 
 
 @pytest.mark.parametrize(("stem_stride", "size_px"), [(1, 16), (1, 32), (2, 64)])
@@ -37,15 +37,3 @@ def test_memory_format_does_not_matter() -> None:
 def test_widths_that_do_not_work(width: int) -> None:
     with pytest.raises(ValueError, match="multiple of 8"):
         resnet9(width)
-
-
-def test_patches_give_features_of_the_same_width() -> None:
-    net = patch9(8)
-    images = torch.randn(4, 3, 32, 32)
-    features = net(images)
-    assert features.shape == resnet9(8)(images).shape == (4, 64)
-    features.sum().backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
-    assert [name for name, _ in net.named_children()] == [name for name, _ in resnet9(8).named_children()]
-    with pytest.raises(ValueError, match="multiple of 8"):
-        patch9(12)
