@@ -43,6 +43,7 @@ from mtl.metrics.gain import delta_m
 from mtl.mixing import DataSet
 from mtl.optim import build_optimizer, set_learning_rate
 from mtl.parts import build_loader, build_model, build_specs, build_weigher, evaluation_order, micro_batch, signal_of
+from mtl.precision import Precision
 from mtl.runtime import LocalRuntime
 from mtl.store import open_store
 from mtl.tally import Tally
@@ -137,7 +138,8 @@ def batch_of(split: Resident, rows: npt.NDArray[np.int64], step: int, epoch: int
     """Some rows as the loader would hand them over."""
     n = len(rows)
     labels: Any = {name: values[rows] for name, values in split.labels.items()}
-    return Batch(step, epoch, split.images[rows], labels, np.ones((n, 3), np.float32), np.full(n, OK, np.uint8), 0, [])
+    colour, status = np.ones((n, 3), np.float32), np.full(n, OK, np.uint8)
+    return Batch(step, epoch, split.images[rows], labels, colour, status, 0, [], rows)
 
 
 def run(config: Config, splits: dict[str, Resident], runtime: LocalRuntime) -> dict[str, Any]:
@@ -146,6 +148,7 @@ def run(config: Config, splits: dict[str, Resident], runtime: LocalRuntime) -> d
     specs = build_specs(config, manifest)
     model = build_model(config, specs)
     weigher = build_weigher(config, specs, 1, runtime.device)
+    precision = Precision(config.precision, runtime.device)
     train, rows = splits["train"], len(splits["train"].images)
     trainee = Trainee(
         model=model,
@@ -153,12 +156,13 @@ def run(config: Config, splits: dict[str, Resident], runtime: LocalRuntime) -> d
         optimizer=build_optimizer(model, config.optimizer),
         specs=specs,
         weigher=weigher,
-        signal=signal_of(config, weigher, model, model, 1),
+        signal=signal_of(config, weigher, model, model, 1, precision.scale),
         standardise=Standardise(manifest.statistics, config.augment, runtime.device, torch.float32),
         steps_per_epoch=rows // config.global_batch,
         micro_batch=micro_batch(config, 1),
         clip_norm=None,
         frozen_batch_norm=False,
+        precision=precision,
     )
     trainee.train_mode()
     wall, cpu = [list[float](), list[float]()]

@@ -54,12 +54,13 @@ class State:
         Raises:
             CheckpointError: it is another configuration's.
         """
-        values: Any = {**self.take()[1], **saved.state}  # what an earlier version did not save stays as it is
+        values: Any = saved.state
         restore_model(self.model, saved.files["model"])
         restore_optimizer(self.optimizer, self._names(), saved.files["optimizer"], values["optimizer"])
         self.weigher.load_state_dict(values["balancer"])
-        self.precision.restore(values["precision"])
-        self.selection.restore(values["selection"])
+        if "precision" in values:  # an earlier version had neither
+            self.precision.restore(values["precision"])
+            self.selection.restore(values["selection"])
         if self.ema is not None:
             self.ema.restore(saved.files["ema"], values["ema"])
 

@@ -17,9 +17,9 @@ from mtl.checkpoint import load_newest
 from mtl.config import Augment, Checkpoint, Config, Model, Optimizer, Order, Resources, Task
 from mtl.console import RunConsole
 from mtl.lease import acquire
-from mtl.record import read
+from mtl.record import Record, read
 from mtl.runtime import LocalRuntime
-from mtl.store import open_store
+from mtl.store import Store, open_store
 from mtl.trainee import Trainee
 from tests.helpers.faults import Fault, install
 
@@ -152,9 +152,20 @@ def flat(tree: Any, prefix: str = "") -> dict[str, float]:
     return {name: leaf for key, part in tree.items() for name, leaf in flat(part, f"{prefix}/{key}").items()}
 
 
+def store_of(config: Config) -> Store:
+    """Where the run is."""
+    return open_store(config.storage).child(config.name)
+
+
+def record_of(config: Config) -> Record:
+    """Its run.json."""
+    record = read(store_of(config))
+    assert record is not None
+    return record
+
+
 def result_of(config: Config) -> Result:
     """The result of a finished run."""
-    record = read(open_store(config.storage).child(config.name))
-    assert record is not None
-    assert record.result is not None
-    return record.result
+    result = record_of(config).result
+    assert result is not None
+    return result

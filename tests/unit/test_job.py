@@ -15,12 +15,11 @@ from mtl.config import Checkpoint, Config
 from mtl.console import RunConsole
 from mtl.errors import CheckpointError, ConfigError, RunLost, StoreError
 from mtl.job import Job
-from mtl.record import Record, read
 from mtl.runtime import LocalRuntime, Runtime
-from mtl.store import Store, open_store
+from mtl.store import Store
 from mtl.tracking import Trackers
 from tests.helpers.datasets import tiny
-from tests.helpers.engine import SMALL, assert_same_run, result_of, rows, saved, tiny_config
+from tests.helpers.engine import SMALL, assert_same_run, record_of, result_of, rows, saved, store_of, tiny_config
 from tests.helpers.trackers import read_events
 
 Events = list[dict[str, Any]]
@@ -55,16 +54,6 @@ def run(config: Config) -> Events:
     with LocalRuntime(gpu=False, threads=1, listen=events.append) as runtime:
         local.lead(config, RunConsole(io.StringIO()), runtime, torch.float64)
     return events
-
-
-def store_of(config: Config) -> Store:
-    return open_store(config.storage).child(config.name)
-
-
-def record_of(config: Config) -> Record:
-    record = read(store_of(config))
-    assert record is not None
-    return record
 
 
 def notes(events: Events) -> list[str]:

@@ -20,11 +20,10 @@ from mtl.ema import Ema
 from mtl.errors import ConfigError, StoreError
 from mtl.evaluation import evaluate_run
 from mtl.precision import Name, set_numerics
-from mtl.record import Record, read
 from mtl.runtime import LocalRuntime
-from mtl.store import Store, open_store
+from mtl.store import Store
 from tests.helpers.datasets import tiny
-from tests.helpers.engine import SMALL, result_of, rows, tiny_config
+from tests.helpers.engine import SMALL, record_of, result_of, rows, store_of, tiny_config
 from tests.helpers.tensors import assert_same
 
 Events = list[dict[str, Any]]
@@ -64,16 +63,6 @@ def run(config: Config, dtype: torch.dtype = torch.float32) -> Events:
     with LocalRuntime(gpu=False, threads=1, listen=events.append) as runtime:
         local.lead(config, RunConsole(io.StringIO()), runtime, dtype)
     return events
-
-
-def store_of(config: Config) -> Store:
-    return open_store(config.storage).child(config.name)
-
-
-def record_of(config: Config) -> Record:
-    record = read(store_of(config))
-    assert record is not None
-    return record
 
 
 def newest(config: Config) -> Saved:

@@ -49,9 +49,9 @@ class BoundaryModel(MultiTaskModel):
     def forward_task(self, task: str, shared: Shared) -> Tensor:
         """One task's output [n, outputs]."""
 
-    @abstractmethod
     def forward_tasks(self, shared: Shared) -> dict[str, Tensor]:
         """The outputs of all tasks: what `forward_task` gives for each, at a lower price where there is one."""
+        return {task: self.forward_task(task, shared) for task in self.tasks}
 
     @final
     def forward(self, images: Tensor, boundary: Boundary | None = None) -> dict[str, Tensor]:

@@ -46,10 +46,6 @@ class CGC(BoundaryModel):
         chosen = torch.cat([self.own[task](features), experts], 1)
         return self.heads.one(task, mixed(self.gates[task](features), chosen))
 
-    def forward_tasks(self, shared: Shared) -> dict[str, Tensor]:
-        """All tasks."""
-        return {task: self.forward_task(task, shared) for task in self.tasks}
-
     def shared_parameters(self) -> list[nn.Parameter]:
         """The backbone's and the shared experts'."""
         return [*self.backbone.parameters(), *self.experts.parameters()]

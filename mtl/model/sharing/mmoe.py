@@ -40,10 +40,6 @@ class MMoE(BoundaryModel):
         features, experts = shared
         return self.heads.one(task, mixed(self.gates[task](features), experts))
 
-    def forward_tasks(self, shared: Shared) -> dict[str, Tensor]:
-        """All tasks."""
-        return {task: self.forward_task(task, shared) for task in self.tasks}
-
     def shared_parameters(self) -> list[nn.Parameter]:
         """The backbone's and the experts'."""
         return [*self.backbone.parameters(), *self.experts.parameters()]

@@ -52,10 +52,6 @@ class MTAN(BoundaryModel):
         x = self.attention[task](shared)
         return self.heads.one(task, self.pools[task](x) if task in self.pools else x)
 
-    def forward_tasks(self, shared: Shared) -> dict[str, Tensor]:
-        """All tasks."""
-        return {task: self.forward_task(task, shared) for task in self.tasks}
-
     def shared_parameters(self) -> list[nn.Parameter]:
         """The backbone's."""
         return list(self.backbone.parameters())

@@ -50,10 +50,6 @@ class SplitSharing(BoundaryModel):
         """One tower and its head."""
         return self.heads.one(task, self.towers[task](shared[0]))
 
-    def forward_tasks(self, shared: Shared) -> dict[str, Tensor]:
-        """All of them."""
-        return {task: self.forward_task(task, shared) for task in self.tasks}
-
     def shared_parameters(self) -> list[nn.Parameter]:
         """The trunk's."""
         return list(self.trunk.parameters())
