@@ -232,10 +232,10 @@ def table(runs: Runs, setting: str) -> Iterator[str]:
     seeds = [
         seed for seed in sorted({seed for _, _, seed in runs}) if all((setting, name, seed) in runs for name in names)
     ]
-    if not seeds:
-        yield f"{setting}: no seed has all variants yet"
-        return
     tasks = [name.removeprefix("single-") for name in names if name.startswith("single-")]
+    if not seeds or not tasks:
+        yield f"{setting}: no seed has all variants yet, single tasks among them"
+        return
     singles = {seed: {task: accuracy(runs, setting, f"single-{task}", seed)[task] for task in tasks} for seed in seeds}
     static = {
         name: mean(mean(accuracy(runs, setting, name, s, "val").values()) for s in seeds)
