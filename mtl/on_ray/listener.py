@@ -46,9 +46,9 @@ class Listener:
         self._watch.look(seen, training=not self.waiting)
         self._watchdog.check()
 
-    def abort(self) -> None:
-        """End the controller, and with it what it waits for."""
-        self._watchdog.abort()
+    def abort(self) -> bool:
+        """End the controller, and with it what it waits for; whether there is one yet."""
+        return self._watchdog.abort()
 
     def _hear(self, event: Event) -> None:
         if event["kind"] == "state" and event["name"] in ("RestartingState", "ResizingState"):

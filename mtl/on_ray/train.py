@@ -90,8 +90,7 @@ def fit(config: Config, owner: str, listen: Callable[[Event], None], stopping: C
                     asked = True
                     channel.request_stop()
                 listener.attend()
-                if asked and listener.waiting and fitting.is_alive():
-                    listener.abort()
+                if asked and listener.waiting and fitting.is_alive() and listener.abort():
                     return _stopped(store)
             listener.attend()
             result = outcome[0]

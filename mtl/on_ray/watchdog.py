@@ -13,14 +13,16 @@ from ray.train.v2.api.exceptions import PreemptionError
 
 from mtl.config import Resources
 from mtl.errors import ResourceError
+from mtl.on_ray import claims
 from mtl.on_ray.channel import Channel, Event
 
 _WITH_WORKERS = ("RunningState", "PreemptingState", "ShuttingDownState", "FinishedState", "ErroredState")
+_CONTROLLER_S = 60.0  # more than it ever takes to come up, so that it is not left behind
 
 
 @final
 class States(ControllerCallback):
-    """Sends the driver the controller's handle and every state that it enters.
+    """Sends the driver every state that the controller enters, with its handle, which Train keeps to itself.
 
     Args:
         channel: to the driver.
@@ -28,15 +30,17 @@ class States(ControllerCallback):
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
+        self._claim = ""
 
     def after_controller_start(self, train_run_context: TrainRunContext) -> None:
-        """Send the handle: Train keeps it to itself, and a controller that waits for workers hears nobody."""
-        self._channel.put({"kind": "controller", "actor": ray.get_runtime_context().current_actor})
+        """Note under which name the controller claims nodes."""
+        self._claim = f"train-{train_run_context.run_id}"
 
     def after_controller_state_update(self, previous_state: object, current_state: object) -> None:
-        """Send the state's name, and why workers are lost where they are."""
+        """Send the state's name, why workers are lost where they are, and what it takes to end the controller."""
         error = getattr(current_state, "training_failed_error", None)
-        self._channel.put({"kind": "state", "name": type(current_state).__name__, "cause": _cause(error)})
+        event: Event = {"kind": "state", "name": type(current_state).__name__, "cause": _cause(error)}
+        self._channel.put({**event, "controller": ray.get_runtime_context().current_actor, "claim": self._claim})
 
 
 @final
@@ -52,18 +56,16 @@ class Watchdog:
         self._resources, self._clock = resources, clock
         self._waiting_since: float | None = clock()
         self._controller: Any = None
+        self._claim = ""
 
     def heard(self, event: Event) -> bool:
-        """Take note of an event of the controller; whether it was one."""
-        match event["kind"]:
-            case "controller":
-                self._controller = event["actor"]
-            case "state":
-                waiting = event["name"] not in _WITH_WORKERS
-                since = self._waiting_since if self._waiting_since is not None else self._clock()
-                self._waiting_since = since if waiting else None
-            case _:
-                return False
+        """Take note of a state of the controller; whether the event was one."""
+        if event["kind"] != "state":
+            return False
+        self._controller, self._claim = event["controller"], event["claim"]
+        waiting = event["name"] not in _WITH_WORKERS
+        since = self._waiting_since if self._waiting_since is not None else self._clock()
+        self._waiting_since = since if waiting else None
         return True
 
     @property
@@ -78,9 +80,9 @@ class Watchdog:
             ResourceError: there have been no workers for `pending_deadline_s`.
         """
         limit_s = self._resources.pending_deadline_s
-        if self._waiting_since is None or self._clock() - self._waiting_since < limit_s:
+        waited_s = self._clock() - self._waiting_since if self._waiting_since is not None else 0.0
+        if waited_s < limit_s or (not self.abort() and waited_s < limit_s + _CONTROLLER_S):
             return
-        self.abort()
         resources = self._resources
         each = f"{resources.cpus_per_worker} CPUs" + (" and a GPU" if resources.gpu else "")
         raise ResourceError(
@@ -91,10 +93,16 @@ class Watchdog:
             do="add or free nodes, or raise --resources.pending-deadline-s; rerunning resumes from the last commit",
         )
 
-    def abort(self) -> None:
-        """End the controller, and with it what it waits for."""
-        if self._controller is not None:
-            ray.kill(self._controller)
+    def abort(self) -> bool:
+        """End the controller, and with it what it waits for.
+
+        Returns:
+            Whether there is one yet; before, it would come up unhindered.
+        """
+        if self._controller is None:
+            return False
+        claims.end(self._controller, self._claim)
+        return True
 
 
 def _cause(error: object) -> str:

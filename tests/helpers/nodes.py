@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.util import placement_group_table
 
 
 @contextmanager
@@ -78,6 +79,21 @@ def occupy(**needs: Any) -> Any:
 def workers() -> set[str]:
     """The nodes that live, but the head."""
     return {n["NodeID"] for n in ray.nodes() if n["Alive"] and "node:__internal_head__" not in n["Resources"]}
+
+
+def claims() -> list[str]:
+    """What runs claim of the cluster: names known to Train's coordinator, and placement groups.
+
+    The coordinator is made to look at the nodes there are, which it else does every 20 s.
+    """
+    from mtl.on_ray.claims import COORDINATOR
+
+    groups = [name for name, group in placement_group_table().items() if group["state"] != "REMOVED"]
+    try:
+        coordinator = ray.get_actor(COORDINATOR, namespace=COORDINATOR)
+    except ValueError:
+        return groups  # it comes with the first run, and looks then
+    return groups + ray.get(coordinator.__ray_call__.remote(lambda it: it._tick() or [*it._ongoing_reqs]))
 
 
 def wait_for(what: Callable[[], object], seconds: float, otherwise: str) -> None:

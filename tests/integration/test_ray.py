@@ -17,6 +17,7 @@ import pytest
 from mtl.config import Checkpoint, Config, Model, Resources
 from mtl.console import RunConsole
 from mtl.errors import DataError, ResourceError
+from tests.helpers import nodes
 from tests.helpers.datasets import tiny
 from tests.helpers.jobs import job, read_until, started, tiny_config, write_config
 
@@ -124,9 +125,7 @@ def occupied() -> Iterator[None]:
     """Somebody else has three of the cluster's four CPUs."""
     import ray
 
-    from tests.helpers.nodes import occupy
-
-    other = occupy(num_cpus=3)
+    other = nodes.occupy(num_cpus=3)
     yield
     ray.kill(other)
 
@@ -138,6 +137,7 @@ def test_workers_are_not_waited_for_for_ever(data: Path, tmp_path: Path) -> None
         trained(config)
     assert caught.value.got == "none after 3 s; the cluster has 4 CPUs (1 free)"
     assert (record(config)["status"], record(config)["owner"]) == ("failed", None)
+    assert not nodes.claims()
 
 
 @pytest.mark.usefixtures("occupied")
@@ -147,6 +147,7 @@ def test_a_job_whose_time_is_over_does_not_wait_for_workers(data: Path, tmp_path
     assert result == {"status": "stopped", "steps": 0}
     assert "the time of this job is over" in said
     assert RunConsole(io.StringIO()).conclude(config, result) == 143
+    assert not nodes.claims()
 
 
 @pytest.mark.parametrize("named", ["flag", "variable"])

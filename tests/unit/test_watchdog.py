@@ -6,6 +6,7 @@ from typing import Any, cast
 import pytest
 from ray.exceptions import RayActorError
 from ray.train import ControllerError, WorkerGroupError
+from ray.train.v2._internal.execution.context import TrainRunContext
 from ray.train.v2.api.exceptions import PreemptionError
 from ray.train.v2.api.preemption import PreemptionInfo
 
@@ -21,12 +22,13 @@ class Driver:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, **resources: Any) -> None:
         self.now_s, self.killed = 0.0, list[Any]()
         self.watchdog = Watchdog(Resources(pending_deadline_s=60, **resources), clock=lambda: self.now_s)
-        monkeypatch.setattr("ray.kill", self.killed.append)
+        monkeypatch.setattr("mtl.on_ray.claims.end", lambda *what: self.killed.append(what))
         monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 4.0, "memory": 1e9})
         monkeypatch.setattr("ray.available_resources", lambda: {"memory": 1e9})
 
     def enter(self, *states: str) -> None:
-        assert all(self.watchdog.heard({"kind": "state", "name": state}) for state in states)
+        of = {"kind": "state", "controller": "controller", "claim": "claim"}
+        assert all(self.watchdog.heard({**of, "name": state}) for state in states)
 
     def after(self, seconds: float) -> None:
         self.now_s += seconds
@@ -39,13 +41,12 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
 
 
 def test_the_first_wait_begins_with_the_driver(driver: Driver) -> None:
-    assert driver.watchdog.heard({"kind": "controller", "actor": "controller"})
     assert driver.watchdog.waiting
     driver.after(59)
     driver.enter("SchedulingState", "ReschedulingState", "SchedulingState")
     with pytest.raises(ResourceError, match="could not be had in time") as caught:
         driver.after(1)
-    assert driver.killed == ["controller"]
+    assert driver.killed == [("controller", "claim")]
     error = caught.value
     assert error.got == "none after 60 s; the cluster has 4 CPUs (0 free)"
     assert error.expected == "8 workers with 2 CPUs each"
@@ -75,9 +76,11 @@ def test_each_loss_begins_a_wait_of_its_own(driver: Driver) -> None:
 
 def test_what_was_asked_for_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     driver = Driver(monkeypatch, workers=2, gpu=True, accelerator="L4")
+    driver.after(119)
     with pytest.raises(ResourceError, match="2 workers with 1 CPUs and a GPU each, on nodes with L4"):
-        driver.after(60)
-    assert driver.killed == [], "there was no controller yet"
+        driver.after(1)
+    assert driver.killed == [], "there was no controller yet, and it was waited for"
+    assert not driver.watchdog.abort()
 
 
 class Lost:
@@ -94,11 +97,13 @@ class Lost:
         (ControllerError(ValueError()), "failed"),
     ],
 )
-def test_why_workers_are_lost(error: Exception, cause: str) -> None:
+def test_why_workers_are_lost(error: Exception, cause: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(current_actor="controller"))
     sent: list[dict[str, Any]] = []
-    channel = SimpleNamespace(put=sent.append)
-    States(cast("Channel", channel)).after_controller_state_update(None, Lost(error))
-    assert sent == [{"kind": "state", "name": "Lost", "cause": cause}]
+    states = States(cast("Channel", SimpleNamespace(put=sent.append)))
+    states.after_controller_start(cast("TrainRunContext", SimpleNamespace(run_id="7")))
+    states.after_controller_state_update(None, Lost(error))
+    assert sent == [{"kind": "state", "name": "Lost", "cause": cause, "controller": "controller", "claim": "train-7"}]
 
 
 def test_other_events_are_for_others(driver: Driver) -> None:
