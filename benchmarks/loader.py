@@ -29,7 +29,7 @@ from benchmarks.peers.report import BENCH, Series
 from benchmarks.peers.runs import Result, Runs
 
 SAMPLE = ROOT.parent / "shared" / "data" / "imagenet-sample.tar"
-PARTS = ("local", "resume", "memory", "small", "s3", "faulty")
+PARTS = ("local", "bare", "resume", "memory", "small", "s3", "faulty")
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,8 @@ def main() -> int:
         )
         if "local" in parts:
             local(runs, peers, size, rounds)
+        if "bare" in parts:
+            bare(runs, size, rounds)
         if "resume" in parts:
             resume(runs, size, rounds)
         if "memory" in parts:
@@ -122,10 +124,8 @@ def _known(text: str, known: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def local(runs: Runs, peers: Sequence[str], size: Size, rounds: int) -> None:
-    """Rounds of all loaders over local files, and of one core that only decodes."""
-    series = compare(runs, str(runs.scratch), loaders(peers), size, rounds)
-    report.peers(series, peers)
-    bare(runs, series, size, rounds)
+    """Rounds of all loaders over local files."""
+    report.peers(compare(runs, str(runs.scratch), loaders(peers), size, rounds), peers)
 
 
 def remote(runs: Runs, address: str, peers: Sequence[str], size: Size, rounds: int) -> None:
@@ -162,32 +162,39 @@ def compare(runs: Runs, below: str, entries: Sequence[Entry], size: Size, rounds
     series: Series = defaultdict(list)
     for _ in range(rounds):
         for entry in entries:
-            made = runs.run(
-                f"s3 {entry.name}" if below.startswith("s3://") else entry.name,
-                "rate",
-                loader=entry.loader,
-                source=entry.data if Path(entry.data).is_absolute() else f"{below}/{entry.data}",
-                decoder=entry.decoder,
-                workers=runs.cores,
-                warmup=size.warmup,
-                images=size.timed,
-            )
+            made = rate(runs, below, entry, size)
             series[entry.name] += [made] if made else []
     return series
 
 
-def bare(runs: Runs, series: Series, size: Size, rounds: int) -> None:
+def rate(runs: Runs, below: str, entry: Entry, size: Size) -> Result | None:
+    """One run of `entry`."""
+    return runs.run(
+        f"s3 {entry.name}" if below.startswith("s3://") else entry.name,
+        "rate",
+        loader=entry.loader,
+        source=entry.data if Path(entry.data).is_absolute() else f"{below}/{entry.data}",
+        decoder=entry.decoder,
+        workers=runs.cores,
+        warmup=size.warmup,
+        images=size.timed,
+    )
+
+
+def bare(runs: Runs, size: Size, rounds: int) -> None:
     """`decode_fraction`: ours over cores times what one core decodes and crops with nothing around it, others idle.
 
     And `all_cores_fraction`: over what as many such processes make at once, which no loader on this machine can exceed.
+    The three take turns.
     """
-    runs.expected += 2 * rounds
-    task = {"images": str(runs.scratch / "images"), "count": size.timed // 4, "warmup": BATCH}
-    alone, at_once = list[Result](), list[Result]()
+    runs.expected += 3 * rounds
+    (entry,), task = loaders(()), {"images": str(runs.scratch / "images"), "count": size.timed // 4, "warmup": BATCH}
+    ours, alone, at_once = list[Result](), list[Result](), list[Result]()
     for _ in range(rounds):
         alone += [one] if (one := runs.run("one core", "core", **task)) else []
+        ours += [one] if (one := rate(runs, str(runs.scratch), entry, size)) else []
         at_once += [one] if (one := runs.run("all cores", "all_cores", **task, workers=runs.cores)) else []
-    key, unit, ours = "images_per_s", "images/s", series["ours"]
+    key, unit = "images_per_s", "images/s"
     report.ratio("decode_fraction", ours, alone, key, unit, f"ours / {runs.cores} x one core", runs.cores)
     report.ratio("all_cores_fraction", ours, at_once, key, unit, "ours / all cores at once")
 

@@ -37,12 +37,16 @@ class Exact:
         self._weigher, self._model, self._scale = weigher, model, scale
         self._shared = [p for p in shared if p.requires_grad]
         self._own = [[p for p in parameters if p.requires_grad] for parameters in own]
+        # Kept from step to step: on a CPU, asking the system for this memory anew costs more than filling it.
+        self._rows = self._combined = Tensor()
 
     def begin(self, stats: TaskStats) -> None:
         """Nothing is known yet but the counts."""
         self._stats, self._share = stats, self._weigher.share(stats)
         self._losses = torch.zeros_like(self._share)
-        self._rows: Tensor | None = None
+        self._first = True
+        if not self._rows.numel():
+            self._rows, self._combined = self._buffers()
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Outputs by task."""
@@ -52,31 +56,33 @@ class Exact:
         """One backward for each task, with the graph of the shared part kept for the next."""
         self._losses += sums.detach().double() * self._share
         losses = guarded(sums * (self._share * self._scale()).to(sums.dtype))
-        first = self._rows is None
-        rows = self._empty_rows() if self._rows is None else self._rows
+        rows = self._rows
         for k, own in enumerate(self._own):
             wanted = [*self._shared, *own]
             found = torch.autograd.grad(losses[k], wanted, retain_graph=k < len(rows) - 1, materialize_grads=True)
             at = 0
             for parameter, gradient in zip(self._shared, found, strict=False):
                 part = _laid_out(rows[k], at, parameter)
-                part.copy_(gradient) if first else part.add_(gradient)
+                part.copy_(gradient) if self._first else part.add_(gradient)
                 at += parameter.numel()
             for parameter, gradient in zip(own, found[len(self._shared) :], strict=True):
                 parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
-        self._rows = rows
+        self._first = False
 
-    def _empty_rows(self) -> Tensor:
-        """[K, W * part]: each row is padded with zeros to whole parts, of which rank r of W will keep part r."""
+    def _buffers(self) -> tuple[Tensor, Tensor]:
+        """Rows [K, W * part], and what one of the W ranks makes of its part of them: [part].
+
+        Each row is padded with zeros to whole parts, of which rank r will keep part r.
+        """
         size, ranks = sum(p.numel() for p in self._shared), self._weigher.ranks.size
-        rows = self._shared[0].new_empty(len(self._own), ranks * -(-size // ranks))
+        part = -(-size // ranks)
+        rows = self._shared[0].new_empty(len(self._own), ranks * part)
         rows[:, size:] = 0
-        return rows
+        return rows, rows.new_empty(part)
 
     def end(self) -> TaskStats:
         """Sum over ranks, weigh, and leave the gradients in the parameters."""
         weigher, ranks = self._weigher, self._weigher.ranks
-        assert self._rows is not None
         shard = self._rows
         within = self._within_ranks(self._rows)
         if ranks.size > 1:
@@ -91,7 +97,7 @@ class Exact:
         gram = gram.view(k, k)
         unbiased = _across_ranks(gram, *(part.view(k, k) for part in within)) if within else None
         self._stats = replace(self._stats, gram=gram, losses=losses.double(), unbiased=unbiased)
-        combined = weigher.ask(self._stats).to(shard.dtype) @ shard
+        combined = torch.mv(shard.T, weigher.ask(self._stats).to(shard.dtype), out=self._combined)
         if ranks.size > 1:
             whole = combined.new_empty(ranks.size, len(combined))
             dist.all_gather(list(whole), combined)
@@ -101,7 +107,6 @@ class Exact:
             parameter.grad = _laid_out(combined, at, parameter)
             at += parameter.numel()
         self._sum_heads()
-        self._rows = None
         return self._stats
 
     def _within_ranks(self, rows: Tensor) -> list[Tensor]:
