@@ -14,6 +14,7 @@ The last fault is a stop, after which the epoch is trained to its end. Printed a
     goodput_over_model  of 1 - (restart + interval / 2) / MTBF, with the measured median of restarts, the interval of
                         commits (`checkpoint.every_s`), and MTBF = S; goal 0.9
     restart_s           median silence around a restart, from the last progress before it to the first after it
+    restart_ours_s      the part of it from the first line of our worker's code to that progress
     ledger_identical    1: the samples were, all of them and once each epoch, those that one process reads undisturbed
     faults              how many were survived
 
@@ -36,6 +37,8 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -68,16 +71,18 @@ def main() -> None:
         chaos = Chaos(head, proxy, folder, options.interval)
         stack.callback(chaos.close)
         chaos.train(minutes * 60, every, ["kill", "stop"] if options.quick else ["kill", "stop", "cut", "drain"])
-        result = chaos.result()
+        result, begun = chaos.result(), chaos.attempts_begun()
         expected = undisturbed_ledger(chaos.config(), result["steps"])
-    restart_s = statistics.median(chaos.silences) if chaos.silences else 0.0
+    restart_s = statistics.median(one.silence_s for one in chaos.restarts)
+    ours_s = statistics.median(one.since_s(begun) for one in chaos.restarts)
     model = 1 - (restart_s + options.interval / 2) / every
     goodput = result["useful_s"] / (chaos.ended_s - chaos.began_s)
     say(f"{dict(chaos.faults)}; restarts: {Counter(one['cause'] for one in result['restarts'])}")
-    say(f"silences, s: {' '.join(f'{silence_s:.0f}' for silence_s in chaos.silences)}")
+    say(f"silences, s: {' '.join(f'{one.silence_s:.0f} ({one.since_s(begun):.1f} ours)' for one in chaos.restarts)}")
     emit("chaos", "goodput", goodput, "share", baseline=model, ratio=goodput / model)
     emit("chaos", "goodput_over_model", goodput / model, "ratio", baseline=0.9)
     emit("chaos", "restart_s", restart_s, "s", baseline=35, ratio=restart_s / 35)
+    emit("chaos", "restart_ours_s", ours_s, "s", baseline=5, ratio=ours_s / 5)
     emit("chaos", "ledger_identical", float(result["ledger"] == expected), "bool", baseline=1)
     emit("chaos", "faults", chaos.faults.total(), "count")
     if result["ledger"] != expected:
@@ -101,6 +106,18 @@ def storage() -> Iterator[FaultProxy]:
             yield proxy
 
 
+@dataclass(frozen=True)
+class Restart:
+    """The first progress after workers were lost: when, in Unix time, and how long after the last one before it."""
+
+    at_s: float
+    silence_s: float
+
+    def since_s(self, begun: list[float]) -> float:
+        """Seconds since the last of these times before it."""
+        return min(self.at_s - one for one in begun if one < self.at_s)
+
+
 class Chaos:
     """A run, its driver, and what is done to them."""
 
@@ -111,7 +128,7 @@ class Chaos:
         self._draw, self._epochs = random.Random(0), 1000
         self.storage = f"s3://{BUCKET}/{os.getpid()}"
         self.faults: Counter[str] = Counter()
-        self.silences: list[float] = []
+        self.restarts: list[Restart] = []
         self.began_s = self.ended_s = self._heard_s = 0.0
         self._restarted = False
         self._driver: subprocess.Popen[str] | None = None
@@ -142,6 +159,14 @@ class Chaos:
         record = self._record()
         assert record["status"] == "finished", record["status"]
         return record["result"]
+
+    def attempts_begun(self) -> list[float]:
+        """When the worker groups that took a step began, in Unix time."""
+        from mtl import goodput
+        from mtl.store import open_store
+
+        accounts = goodput.read(open_store(f"{self.storage}/chaos"))
+        return [datetime.fromisoformat(one["began"]).timestamp() for one in accounts]
 
     def config(self) -> list[str]:
         """Of the run, as words of a command."""
@@ -206,7 +231,7 @@ class Chaos:
                 elif PROGRESS.search(line):
                     now_s = time.monotonic()
                     if self._restarted and self._heard_s:
-                        self.silences.append(now_s - self._heard_s)
+                        self.restarts.append(Restart(time.time(), now_s - self._heard_s))
                         self._restarted = False
                     self._heard_s = now_s
                     self.began_s = self.began_s or now_s

@@ -82,6 +82,7 @@ class Job:
             Rewind: too many steps were bad. What to pass over is recorded, and another job may go on at once.
         """
         config, runtime, began = self.config, self.runtime, time.perf_counter()
+        self.began = now()
         set_numerics(config.precision, deterministic=config.deterministic)
         sets = training_sets(config)
         self.data, self.manifest = sets[0].store, sets[0].manifest
@@ -206,7 +207,7 @@ class Job:
             "attempt": self.attempt.number,
             "job": owner.id,
             "job_began": owner.since,
-            "began": now(),
+            "began": self.began,
             "until": now(),
             "useful_s": self.meter.useful_s,
             "after": self.runtime.lost,
