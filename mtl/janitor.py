@@ -50,9 +50,7 @@ def find(store: Store, older_than_s: float) -> Litter:
     return _look(store, _unowned(record) if record is not None and silent else record, older_than_s)
 
 
-def delete(
-    store: Store, older_than_s: float, on_wait: Callable[[str], None], clock: Clock | None = None
-) -> Litter:
+def delete(store: Store, older_than_s: float, on_wait: Callable[[str], None], clock: Clock | None = None) -> Litter:
     """Delete what nobody needs, and return what that was.
 
     Args:
@@ -108,10 +106,8 @@ def _look(store: Store, record: Record | None, older_than_s: float) -> Litter:
     return Litter(_stats(store, unnamed), old, left)
 
 
-def _settled(
-    store: Store, older_than_s: float, on_wait: Callable[[str], None], clock: Clock | None
-) -> Record | None:
-    """The record of the run, after a claim that stands in the way was ended if its owner has been silent for so long."""
+def _settled(store: Store, older_than_s: float, on_wait: Callable[[str], None], clock: Clock | None) -> Record | None:
+    """The record of the run, after a claim that stands in the way, and whose owner is silent, was ended."""
     record = read(store)
     if record is None or not _silent(record, older_than_s):
         return record

@@ -166,9 +166,7 @@ class S3Store:
 
     def discard(self, unfinished: Unfinished) -> None:
         with self._telling(unfinished.key) as client, _unless_ended():
-            client.abort_multipart_upload(
-                Bucket=self.bucket, Key=self._key(unfinished.key), UploadId=unfinished.upload
-            )
+            client.abort_multipart_upload(Bucket=self.bucket, Key=self._key(unfinished.key), UploadId=unfinished.upload)
 
     @property
     def _top(self) -> str:
