@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from mtl.attempt import unneeded
+from mtl.console import counted
 from mtl.errors import NotFound, RunError, RunOwned
 from mtl.lease import Clock, Lease, acquire
 from mtl.record import CHECKPOINTS, Record, read
@@ -46,8 +47,9 @@ def find(store: Store, older_than_s: float) -> Litter:
         StoreError: storage can not be read.
     """
     record = read(store)
-    silent = record is not None and _silent(record, older_than_s)
-    return _look(store, _unowned(record) if record is not None and silent else record, older_than_s)
+    if record is not None and _silent(record, older_than_s):
+        record = _unowned(record)
+    return _look(store, record, older_than_s)
 
 
 def delete(store: Store, older_than_s: float, on_wait: Callable[[str], None], clock: Clock | None = None) -> Litter:
@@ -59,7 +61,7 @@ def delete(store: Store, older_than_s: float, on_wait: Callable[[str], None], cl
 
     Raises:
         RunError: there is no run, and nothing unfinished; or its run.json is damaged.
-        StoreError: storage failed; what is left can be deleted by another call.
+        StoreError: storage failed; another call deletes what is left.
     """
     litter = _look(store, _settled(store, older_than_s, on_wait, clock), older_than_s)
     for key in litter.unnamed:
@@ -74,17 +76,16 @@ def report(litter: Litter, *, deleted: bool) -> list[str]:
     now_s = time.time()
     lines = [_line(key, it, now_s, "no commit names it") for key, it in litter.unnamed.items()]
     lines += [_line(it.key, it, now_s, "it was never finished") for it in litter.unfinished]
-    things = [*litter.unnamed.values(), *litter.unfinished]
-    total = f"{len(things)} in all, {_amount(sum(thing.size_bytes for thing in things))}"
-    if not things:
-        end = "nothing to delete"
-    else:
-        end = f"deleted: {total}" if deleted else f"can be deleted: {total}; --delete does it"
+    if not lines:
+        return [*litter.left, "nothing to delete"]
+    size_bytes = sum(it.size_bytes for it in (*litter.unnamed.values(), *litter.unfinished))
+    total = f"{len(lines):,} in all, {_amount(size_bytes)}"
+    end = f"deleted: {total}" if deleted else f"can be deleted: {total}; --delete does it"
     return [*lines, *litter.left, end]
 
 
 def _look(store: Store, record: Record | None, older_than_s: float) -> Litter:
-    begun = store.unfinished()
+    begun, now_s = store.unfinished(), time.time()
     if record is None and not begun:
         raise RunError(
             f"There is no run at {store.uri}.",
@@ -92,17 +93,18 @@ def _look(store: Store, record: Record | None, older_than_s: float) -> Litter:
             expected="a run, or another folder in which a writer was killed",
             do="name the folder that jobs/train.py printed: STORAGE/NAME",
         )
-    now_s = time.time()
-    old = [write for write in begun if now_s - write.written_s > older_than_s]
     left: list[str] = []
-    if len(begun) > len(old):
-        left.append(f"left alone: {len(begun) - len(old)} unfinished, younger than {_age(older_than_s)}")
-    keys = store.list(CHECKPOINTS) if record is not None else []
-    unnamed = unneeded(keys, record) if record is not None else []
-    if record is not None and (more := len(unneeded(keys, _unowned(record))) - len(unnamed)):
-        left.append(
-            f"left alone: {more} files that attempt {record.attempt} may be writing; the run belongs to {record.owner}"
-        )
+    old = [write for write in begun if now_s - write.written_s > older_than_s]
+    if len(old) < len(begun):
+        young = counted(len(begun) - len(old), "unfinished write")
+        left.append(f"left alone: {young}, younger than {_age(older_than_s)}")
+    if record is None:
+        return Litter({}, old, left)
+    keys = store.list(CHECKPOINTS)
+    unnamed = unneeded(keys, record)
+    if more := len(unneeded(keys, _unowned(record))) - len(unnamed):
+        files = counted(more, "file")
+        left.append(f"left alone: {files} that attempt {record.attempt} may be writing, for {record.owner}")
     return Litter(_stats(store, unnamed), old, left)
 
 

@@ -243,8 +243,8 @@ def test_what_may_be_alive_is_left_alone_and_named(run: LocalStore, capsys: pyte
     before = content(run)
     assert job(run.uri, delete=True, older_than_hours=72) == 0
     said = capsys.readouterr().out
-    assert "left alone: 1 unfinished, younger than 72.0 h" in said
-    assert "left alone: 1 files that attempt 1 may be writing; the run belongs to process" in said
+    assert "left alone: 1 unfinished write, younger than 72.0 h" in said
+    assert "left alone: 1 file that attempt 1 may be writing, for process" in said
     assert content(run) == before
 
 
