@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import stat
 import time
 import uuid
 from collections.abc import Iterator
@@ -50,7 +51,8 @@ def _put(store: Store, key: str, folder: Path) -> None:
         sync = os.fsync
 
         def sync_later(file: int) -> None:
-            wait()
+            if stat.S_ISREG(os.fstat(file).st_mode):  # and not a new folder
+                wait()
             sync(file)
 
         os.fsync = sync_later
