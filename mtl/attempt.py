@@ -1,13 +1,14 @@
 """One worker group's right to commit: held by its rank 0 until the next attempt begins."""
 
+import math
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, final
 
 from mtl.errors import NotFound, RunLost
-from mtl.record import CHECKPOINTS, Commit, Record, owned_by, swap
+from mtl.record import CHECKPOINTS, Commit, Record, checkpoint_path, owned_by, swap
 from mtl.store import Store
 
 _CHECKPOINT_KEY = re.compile(r"^(checkpoints/step-(\d+)-a(\d+))/.")
@@ -97,22 +98,39 @@ def begin_attempt(store: Store, owner_id: str) -> Attempt:
     return Attempt(store, owner_id, record.attempt, record)
 
 
-def retain(store: Store, record: Record) -> None:
-    """Delete the checkpoints that `record`, just returned by `Attempt.commit`, has no use for.
+def unneeded(keys: Iterable[str], record: Record) -> list[str]:
+    """The checkpoint files among `keys` of a run that no commit names, and that none ever will.
 
-    Left alone: what it names, what a newer attempt may be writing, what this attempt may be uploading beyond its
-    newest commit, and every file that is not a checkpoint's.
+    Left out: what `record` names; what a newer attempt may be writing; while the run is owned, what its attempt may be
+    uploading beyond its own newest commit; and every file that is not a checkpoint's.
 
-    Raises:
-        StoreError: storage failed; the next commit cleans up what stayed.
+    The answer stays true while others change the record: an attempt commits in the order of its steps, and only while
+    it is the newest one of a run that is owned.
     """
     named = {commit.path for commit in (*record.checkpoints, *([record.best] if record.best else []))}
-    newest_step = max((commit.step for commit in record.checkpoints), default=0)
-    for key in store.list(CHECKPOINTS):
+    # Of this attempt's own commits alone: it may have gone back before a damaged one of an earlier attempt.
+    own = [c.step for c in record.checkpoints if c.path == checkpoint_path(c.step, record.attempt)]
+    settled = math.inf if record.owner is None else max(own, default=-1)
+    found: list[str] = []
+    for key in keys:
         match = _CHECKPOINT_KEY.match(key)
         if match is None or match[1] in named:
             continue
         step, attempt = int(match[2]), int(match[3])
-        if attempt < record.attempt or (attempt == record.attempt and step <= newest_step):
-            with suppress(NotFound):
-                store.delete(key)
+        if attempt < record.attempt or (attempt == record.attempt and step <= settled):
+            found.append(key)
+    return found
+
+
+def retain(store: Store, record: Record) -> None:
+    """Delete the checkpoints that the run has no use for.
+
+    Args:
+        record: just returned by `Attempt.commit`.
+
+    Raises:
+        StoreError: storage failed; the next commit cleans up what stayed.
+    """
+    for key in unneeded(store.list(CHECKPOINTS), record):
+        with suppress(NotFound):
+            store.delete(key)

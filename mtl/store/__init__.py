@@ -1,6 +1,6 @@
 """Storage behind one small interface: local folders, S3, and other clouds for reading.
 
-base.py    Store, Stat: the interface; what keys may look like
+base.py    Store, Stat, Unfinished: the interface; what keys may look like
 local.py   LocalStore: a folder of this machine or a mounted file system; atomic, durable writes
 s3.py      S3Store: any server that speaks S3; its ranged reads are fetch.py (tries, resumption), wire.py (HTTP),
            patience.py (deadlines, retry budget), throttle.py, hedging.py
@@ -10,11 +10,11 @@ arrow.py   ArrowStore: gs://, abfs://, hdfs://, for data sets only
 import re
 
 from mtl.errors import StoreError
-from mtl.store.base import Stat, Store
+from mtl.store.base import Stat, Store, Unfinished
 from mtl.store.local import LocalStore
 from mtl.store.traffic import Traffic
 
-__all__ = ["LocalStore", "Stat", "Store", "Traffic", "open_store"]
+__all__ = ["LocalStore", "Stat", "Store", "Traffic", "Unfinished", "open_store"]
 
 _SUPPORTED = "a path, file:///path, s3://bucket/prefix; for data sets also gs://, abfs://, abfss://, hdfs://"
 _ARROW_SCHEMES = ("gs", "abfs", "abfss", "hdfs")

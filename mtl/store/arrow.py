@@ -1,5 +1,6 @@
 """Other clouds, for reading data sets, through pyarrow's file systems."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any, Never, final
 import numpy as np
 
 from mtl.errors import NotFound, StoreError
-from mtl.store.base import PerProcess, Stat, check_key, check_prefix, check_range, rewritten, short_read
+from mtl.store.base import PerProcess, Stat, Unfinished, check_key, check_prefix, check_range, rewritten, short_read
 from mtl.store.os_errors import reading
 from mtl.store.traffic import Traffic
 
@@ -71,7 +72,7 @@ class ArrowStore:
             info = files.get_file_info(path)
         if not info.is_file:
             raise NotFound(f"There is no object {self.uri}/{key}.", do="check the address")
-        return Stat(info.size, f"{info.size}-{info.mtime_ns}")
+        return Stat(info.size, f"{info.size}-{info.mtime_ns}", info.mtime_ns / 1e9)
 
     def list(self, prefix: str = "") -> list[str]:
         from pyarrow.fs import FileSelector
@@ -95,6 +96,12 @@ class ArrowStore:
 
     def delete(self, key: str) -> None:
         self._refuse(key)
+
+    def unfinished(self) -> Sequence[Unfinished]:
+        return ()  # nothing of ours writes here, and pyarrow shows no other program's
+
+    def discard(self, unfinished: Unfinished) -> None:
+        self._refuse(unfinished.key)
 
     def _refuse(self, key: str, *_: object) -> Never:
         raise StoreError(

@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar, final
@@ -15,10 +15,31 @@ Made = TypeVar("Made")
 
 @dataclass(frozen=True)
 class Stat:
-    """An object's size in bytes and its version (changes whenever the content does)."""
+    """An object's size in bytes, its version (changes whenever the content does), and when it was written.
+
+    That is in seconds since 1970, by the clock of what keeps the object.
+    """
 
     size_bytes: int
     version: str
+    written_s: float
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """A write that has begun and not ended: its writer is at work, or was killed.
+
+    Attributes:
+        key: of the object that it was to be; on a disk, of the half-written file.
+        size_bytes: what storage holds of it.
+        written_s: when the last of that was written, like `Stat.written_s`.
+        upload: S3's name for it.
+    """
+
+    key: str
+    size_bytes: int
+    written_s: float
+    upload: str = ""
 
 
 class Store(Protocol):
@@ -67,7 +88,7 @@ class Store(Protocol):
         ...
 
     def stat(self, key: str) -> Stat:
-        """Size and version of the object."""
+        """Size, version and time of the object."""
         ...
 
     def list(self, prefix: str = "") -> list[str]:
@@ -103,6 +124,17 @@ class Store(Protocol):
 
     def delete(self, key: str) -> None:
         """Remove the object; fine if there is none."""
+        ...
+
+    def unfinished(self) -> Sequence[Unfinished]:
+        """What writers in this folder and below have begun and not finished; no key shows it."""
+        ...
+
+    def discard(self, unfinished: Unfinished) -> None:
+        """Remove what has been written of it; fine if it is gone, or was finished meanwhile.
+
+        A writer that is still at work fails: see to it that there is none.
+        """
         ...
 
 

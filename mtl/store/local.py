@@ -3,10 +3,11 @@
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import time
 import uuid
-from collections.abc import Generator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +16,14 @@ from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
-from mtl.errors import Conflict, StoreError
-from mtl.store.base import Stat, check_key, check_prefix, check_range, rewritten, short_read
+from mtl.errors import Conflict, NotFound, StoreError
+from mtl.store.base import Stat, Unfinished, check_key, check_prefix, check_range, rewritten, short_read
 from mtl.store.os_errors import reading, writing
 from mtl.store.traffic import Traffic
 
 _HIDDEN = ".mtl-"  # our own files: half-written objects and locks; never a key, never listed
 _LOCK = _HIDDEN + "lock"
+_STAGED = re.compile(re.escape(_HIDDEN) + "[0-9a-f]{32}")
 _HASHED_BYTES = 1 << 16
 _PRUNE_RACES = 100
 
@@ -32,7 +34,7 @@ class LocalStore:
     """Objects are plain files below `root`, an absolute path.
 
     A write goes to a hidden file beside its target, reaches the disk, and is renamed, so a writer killed at any moment
-    leaves the old content and at most that hidden file.
+    leaves the old content and at most that hidden file, which `unfinished` finds.
     """
 
     root: Path
@@ -80,15 +82,12 @@ class LocalStore:
     def stat(self, key: str) -> Stat:
         path = self._path(key)
         with reading(path), path.open("rb", buffering=0) as file:
-            return Stat(os.fstat(file.fileno()).st_size, _version(file))
+            info = os.fstat(file.fileno())
+            return Stat(info.st_size, _version(file), info.st_mtime)
 
     def list(self, prefix: str = "") -> list[str]:
         top = self.root / check_prefix(self.uri, prefix).rpartition("/")[0]
-        keys: list[str] = []
-        with reading(top):
-            for folder, _, names in os.walk(top, onerror=_raise_unless_missing):
-                below = Path(folder).relative_to(self.root)
-                keys += [(below / name).as_posix() for name in names if not name.startswith(_HIDDEN)]
+        keys = (path.as_posix() for path in self._files(top) if not path.name.startswith(_HIDDEN))
         return sorted(key for key in keys if key.startswith(prefix))
 
     def put(self, key: str, data: bytes) -> str:
@@ -123,7 +122,30 @@ class LocalStore:
             return _commit(temp, file, path)
 
     def delete(self, key: str) -> None:
-        path = self._path(key)
+        self._remove(self._path(key))
+
+    def unfinished(self) -> Sequence[Unfinished]:
+        found: list[Unfinished] = []
+        for path in self._files(self.root):
+            if _STAGED.fullmatch(path.name):
+                with suppress(NotFound), reading(self.root / path):  # its writer may be done by now
+                    info = (self.root / path).stat()
+                    found.append(Unfinished(path.as_posix(), info.st_size, info.st_mtime))
+        return found
+
+    def discard(self, unfinished: Unfinished) -> None:
+        path = self.root / check_key(self.uri, unfinished.key)
+        assert _STAGED.fullmatch(path.name), unfinished
+        self._remove(path)
+
+    def _files(self, top: Path) -> Iterator[Path]:
+        """The files at and below `top`, our own ones too, relative to the root."""
+        with reading(top):
+            for folder, _, names in os.walk(top, onerror=_raise_unless_missing):
+                below = Path(folder).relative_to(self.root)
+                yield from (below / name for name in names)
+
+    def _remove(self, path: Path) -> None:
         with writing(path), suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
             path.unlink()
         # Object storage has no empty folders, so none are left here: a person sees only what exists.

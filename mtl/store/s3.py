@@ -2,7 +2,7 @@
 
 import random
 import re
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,7 +13,7 @@ from boto3.exceptions import S3UploadFailedError
 from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, IncompleteReadError
 
 from mtl.errors import Conflict, NotFound, StoreError
-from mtl.store.base import PerProcess, Stat, check_key, check_prefix, check_range
+from mtl.store.base import PerProcess, Stat, Unfinished, check_key, check_prefix, check_range
 from mtl.store.fetch import Fetcher, Range
 from mtl.store.patience import Patience
 from mtl.store.s3_connection import ATTEMPTS, Connection
@@ -38,14 +38,24 @@ def _version(answer: dict[str, Any]) -> str:
     return str(answer["ETag"]).strip('"')
 
 
+@contextmanager
+def _unless_ended() -> Generator[None]:
+    """Do something with a multipart upload, and nothing if that was completed or aborted before."""
+    try:
+        yield
+    except ClientError as error:
+        if code_of(error) != "NoSuchUpload":
+            raise
+
+
 @final
 @dataclass(frozen=True)
 class S3Store:
     """The objects of `bucket` whose keys start with `prefix` and a slash, or all where it is empty.
 
     Ranges, which training lives on, are read with `patience`; all else goes through boto3, which tries twice. A version
-    is the ETag. A writer that is killed leaves the old object, and perhaps an unfinished multipart upload, which a
-    lifecycle rule of the bucket should expire.
+    is the ETag. A writer that is killed leaves the old object, and where `put_file` was under way perhaps a multipart
+    upload that costs money and that no listing of objects shows: `unfinished` finds it.
     """
 
     bucket: str
@@ -95,10 +105,10 @@ class S3Store:
     def stat(self, key: str) -> Stat:
         with self._telling(key) as client:
             answer = client.head_object(Bucket=self.bucket, Key=self._key(key))
-            return Stat(answer["ContentLength"], _version(answer))
+            return Stat(answer["ContentLength"], _version(answer), answer["LastModified"].timestamp())
 
     def list(self, prefix: str = "") -> list[str]:
-        top = f"{self.prefix}/" if self.prefix else ""
+        top = self._top
         keys: list[str] = []
         more: dict[str, str] = {}
         with self._telling(prefix) as client:
@@ -147,6 +157,32 @@ class S3Store:
     def delete(self, key: str) -> None:
         with self._telling(key) as client:
             client.delete_object(Bucket=self.bucket, Key=self._key(key))
+
+    def unfinished(self) -> Sequence[Unfinished]:
+        with self._telling("") as client:
+            pages = client.get_paginator("list_multipart_uploads").paginate(Bucket=self.bucket, Prefix=self._top)
+            found = [self._begun(client, upload) for page in pages for upload in page.get("Uploads", [])]
+        return [upload for upload in found if upload is not None]
+
+    def discard(self, unfinished: Unfinished) -> None:
+        with self._telling(unfinished.key) as client, _unless_ended():
+            client.abort_multipart_upload(Bucket=self.bucket, Key=self._key(unfinished.key), UploadId=unfinished.upload)
+
+    @property
+    def _top(self) -> str:
+        """What the names of this store's objects have before their keys."""
+        return f"{self.prefix}/" if self.prefix else ""
+
+    def _begun(self, client: Any, upload: dict[str, Any]) -> Unfinished | None:
+        """What there is of a multipart upload, None if it has ended meanwhile."""
+        name, number = upload["Key"], upload["UploadId"]
+        with _unless_ended():
+            pages = client.get_paginator("list_parts").paginate(Bucket=self.bucket, Key=name, UploadId=number)
+            parts = [part for page in pages for part in page.get("Parts", [])]
+            written = max([upload["Initiated"], *(part["LastModified"] for part in parts)])
+            size_bytes = sum(part["Size"] for part in parts)
+            return Unfinished(name.removeprefix(self._top), size_bytes, written.timestamp(), number)
+        return None
 
     def _key(self, key: str) -> str:
         return f"{self.prefix}/{check_key(self.uri, key)}".lstrip("/")

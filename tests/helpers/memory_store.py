@@ -1,13 +1,13 @@
 """A Store in memory: safe for threads, and failing on demand."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
 from mtl.errors import Conflict, NotFound, StoreError
-from mtl.store import Stat, Traffic
+from mtl.store import Stat, Traffic, Unfinished
 from mtl.store.base import rewritten
 
 T = TypeVar("T")
@@ -93,7 +93,7 @@ class MemoryStore:
 
     def stat(self, key: str) -> Stat:
         data, version = self.get_versioned(key)
-        return Stat(len(data), version)
+        return Stat(len(data), version, 0.0)
 
     def list(self, prefix: str = "") -> list[str]:
         def run() -> list[str]:
@@ -122,6 +122,12 @@ class MemoryStore:
             self._shared.objects.pop(self._prefix + key, None)
 
         self._operation("delete", key, run)
+
+    def unfinished(self) -> Sequence[Unfinished]:
+        return ()  # a write here takes no time
+
+    def discard(self, unfinished: Unfinished) -> None:
+        raise AssertionError(unfinished)
 
     def _write(self, key: str, data: bytes) -> str:
         self._shared.writes += 1

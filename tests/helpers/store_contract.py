@@ -4,6 +4,7 @@ import itertools
 import multiprocessing
 import pickle
 import threading
+import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from mtl.errors import Conflict, NotFound, StoreError
 from mtl.store import Store, open_store
+from tests.helpers.held_writes import CONTENT, held
 
 SPAWN = multiprocessing.get_context("spawn")  # a forked child would share the parent's threads and sockets
 BAD_KEYS = ["", "/", "/a", "a/", "a//b", ".", "..", "../a", "a/../b", "a/./b", "a/..", "a\0b"]
@@ -89,12 +91,13 @@ class StoreContract:
 
     @pytest.mark.parametrize("size", [0, 1, LARGE_BYTES])
     def test_reads_agree_with_the_write(self, store: Store, size: int) -> None:
-        data = bytes(size)
+        data, began_s = bytes(size), time.time()
         version = store.put("a/b", data)
         assert store.get("a/b") == data
         assert store.get_versioned("a/b") == (data, version)
         stat = store.stat("a/b")
         assert (stat.size_bytes, stat.version) == (size, version)
+        assert began_s - 2 < stat.written_s < time.time() + 2, "S3 counts whole seconds"
 
     @pytest.mark.parametrize("size", [1, LARGE_BYTES])
     def test_version_changes_with_content_of_the_same_size(self, store: Store, size: int) -> None:
@@ -270,3 +273,34 @@ class StoreContract:
         assert store.list() == ["pattern"]
         store.put("pattern", b"next")
         assert store.get("pattern") == b"next"
+
+    def test_write_of_a_killed_process_is_found_and_discarded(self, store: Store, tmp_path: Path) -> None:
+        began_s = time.time()
+        store.put("folder/whole", b"1")
+        assert list(store.unfinished()) == []
+        with held(store, "folder/half", tmp_path) as writer:
+            writer.kill()
+            writer.join()
+        (left,) = store.unfinished()
+        assert left.key.startswith("folder/")
+        assert 0 < left.size_bytes <= len(CONTENT)
+        assert began_s - 2 < left.written_s < time.time() + 2
+        (seen_from_below,) = store.child("folder").unfinished()
+        assert f"folder/{seen_from_below.key}" == left.key
+        assert list(store.child("fold").unfinished()) == []
+        assert store.list() == ["folder/whole"]
+        store.child("folder").discard(seen_from_below)
+        assert list(store.unfinished()) == []
+        store.discard(left)
+        assert store.list() == ["folder/whole"]
+
+    def test_write_that_was_finished_meanwhile_is_not_discarded(self, store: Store, tmp_path: Path) -> None:
+        with held(store, "folder/whole", tmp_path) as writer:
+            (begun,) = store.unfinished()
+            assert store.list() == []
+            (tmp_path / "go").touch()
+            writer.join()
+            assert writer.exitcode == 0
+        assert list(store.unfinished()) == []
+        store.discard(begun)
+        assert store.get("folder/whole") == CONTENT

@@ -191,5 +191,10 @@ def test_evaluating_what_is_not_there(original: Path, tmp_path: Path) -> None:
     explains(refused(tmp_path, "evaluate.py", "runs/tiny", "--data", "nowhere"), "There is no data set at")
 
 
+def test_cleaning_what_is_not_there(tmp_path: Path) -> None:
+    explains(refused(tmp_path, "janitor.py", "runs/none"), "There is no run at", "runs/none")
+    explains(refused(tmp_path, "janitor.py", "runs/none", "--older-than-hours", "0.5"), "--older-than-hours 0.5")
+
+
 def test_evaluating_without_naming_a_run(tmp_path: Path) -> None:
     assert "evaluate.py" in refused(tmp_path, "evaluate.py").said

@@ -1,4 +1,7 @@
-"""SIGKILL at random moments of writing checkpoints: what is committed loads, and at most one interval is lost."""
+"""SIGKILL at random moments of writing checkpoints: what is committed loads, and at most one interval is lost.
+
+Every other time a janitor cleans up before the next writer comes.
+"""
 
 import os
 import random
@@ -10,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from mtl import janitor
 from mtl.checkpoint import load
 from mtl.record import read
 from mtl.store import Store, open_store
@@ -17,6 +21,9 @@ from tests.helpers.moto_server import simulated_s3
 from tests.helpers.ranks import CONTEXT
 from tests.helpers.tensors import assert_same
 from tests.helpers.writers import commit_for_ever, state
+
+AT_ONCE_S = -61.0
+"""An age that every claim has, renewed just now or not: it is said to expire in 60 s."""
 
 
 @pytest.mark.parametrize("kills", [14, pytest.param(200, marks=pytest.mark.slow)])
@@ -39,6 +46,22 @@ def test_simulated_s3(simulated: Mapping[str, str]) -> None:
 def test_real_s3(s3: str) -> None:
     variables = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
     sweep(f"{s3}/run", variables, 40, most_s=0.3)
+
+
+def test_a_janitor_disturbs_no_writer(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path / "run"))
+    mine, its = CONTEXT.Pipe(duplex=False)
+    writer = CONTEXT.Process(target=commit_for_ever, args=(store.uri, {}, its), daemon=True)
+    writer.start()
+    its.close()
+    mine.recv()
+    for _ in range(20):
+        janitor.delete(store, 3600.0, pytest.fail)
+        mine.recv()  # a commit
+    writer.kill()
+    writer.join()
+    mine.close()
+    assert all_loads(store, 1) >= 20
 
 
 def sweep(uri: str, variables: Mapping[str, str], kills: int, most_s: float) -> None:
@@ -64,6 +87,11 @@ def sweep(uri: str, variables: Mapping[str, str], kills: int, most_s: float) -> 
         safe = all_loads(store, number)
         assert told <= safe <= told + 1, "the newest commit is the last one announced, or the one after it"
         caught += len(unnamed(store)) > 0
+        if number % 2:
+            janitor.delete(store, AT_ONCE_S, pytest.fail)
+            assert not unnamed(store)
+            assert not store.unfinished()
+            assert all_loads(store, number) == safe
     assert caught > kills / 10, "hardly a kill hit an upload"
 
 

@@ -5,7 +5,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
-from mtl.attempt import Attempt, begin_attempt, retain
+from mtl.attempt import Attempt, begin_attempt, retain, unneeded
 from mtl.errors import RunLost, RunOwned, StoreError
 from mtl.lease import Lease, acquire
 from mtl.record import RUN, Record, checkpoint_path, read
@@ -120,6 +120,18 @@ def test_retain_deletes_only_what_nobody_can_want(store: MemoryStore, own: Calla
     retain(store, attempt.commit(make_commit(30, 3)))
     left = {folder: f"{folder}/manifest.json" in store.list() for folder in folders}
     assert left == folders
+
+
+def test_retain_leaves_what_is_uploaded_below_a_damaged_commit(store: MemoryStore, own: Callable[..., Lease]) -> None:
+    """An attempt that had to go back writes steps that are older than a commit which is still named."""
+    lease = own()
+    first = begin_attempt(store, lease.owner.id)
+    for step in (10, 20):
+        first.commit(make_commit(step))
+    record = begin_attempt(store, lease.owner.id).record
+    uploading = f"{checkpoint_path(15, 2)}/model.safetensors"
+    assert unneeded([uploading], record) == []
+    assert unneeded([uploading], record.model_copy(update={"owner": None})) == [uploading]
 
 
 class Ownership(RuleBasedStateMachine):

@@ -16,7 +16,7 @@ from moto.s3.responses import S3Response
 from moto.server import ThreadedMotoServer
 
 from mtl.errors import AccessDenied, Conflict, MtlError, NotFound, StoreError
-from mtl.store import LocalStore, Store, open_store
+from mtl.store import LocalStore, Store, Unfinished, open_store
 from mtl.store.arrow import ArrowStore
 from mtl.store.patience import Patience
 from mtl.store.s3 import S3Store
@@ -182,6 +182,21 @@ class TestLocalFiles:
         assert store.list() == ["run.json"]
         with pytest.raises(StoreError, match="reserved"):
             store.get(".mtl-lock")
+
+    def test_of_our_own_files_only_half_written_ones_are_unfinished(self, tmp_path: Path) -> None:
+        store = LocalStore(tmp_path)
+        assert list(LocalStore(tmp_path / "none").unfinished()) == []
+        store.put_if("run.json", b"{}", version=None)
+        (tmp_path / ".mtl-notes").touch()
+        half = tmp_path / "a" / "b" / f".mtl-{'0a' * 16}"
+        half.parent.mkdir(parents=True)
+        half.write_bytes(b"half")
+        (left,) = store.unfinished()
+        assert left == Unfinished(f"a/b/{half.name}", 4, half.stat().st_mtime)
+        store.discard(left)
+        assert sorted(path.name for path in tmp_path.iterdir()) == [".mtl-lock", ".mtl-notes", "run.json"]
+        with pytest.raises(AssertionError):
+            store.discard(Unfinished("run.json", 2, 0.0))
 
     def test_full_disk_keeps_the_old_content(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         store = LocalStore(tmp_path)
