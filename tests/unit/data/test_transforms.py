@@ -165,8 +165,9 @@ def test_evaluation_equals_resizing_and_cropping_the_centre(
     height: int, width: int, sizes: tuple[int, int], larger: bool
 ) -> None:
     size, resize = sizes
-    augment = {"size_px": 8, "eval_size_px": size} if larger else {"size_px": size}
-    view = EvalView(Augment(**augment, eval_resize_px=resize, pixels="exact"))
+    trained = 8 if larger else size
+    augment = Augment(size_px=trained, eval_size_px=size if larger else None, eval_resize_px=resize, pixels="exact")
+    view = EvalView(augment)
     image = smooth(height, width)
     out, _ = show(view, png(image))
     scale = resize / min(height, width)
