@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mtl.errors import ConfigError
 from mtl.model import PATTERNS, HeadSpec, build_backbone
@@ -45,12 +45,17 @@ def test_a_model_for_one_size_is_refused_in_one_error(
     assert "leave augment.eval_size_px out" in str(error.do)
 
 
+def pooled() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
 def test_two_sizes_are_compiled_once_each_and_not_again(counted: tuple[list[int], Callable[..., Any]]) -> None:
-    model, (found, backend) = made("hard"), counted
+    model = PATTERNS["hard"](build_backbone(f"{__name__}:pooled", {}, 16), HeadSpec(OUTPUTS))
+    found, backend = counted
     compile_backbone(model, traversed_again=False, backend=backend)
 
     def images(n: int, size: int) -> Tensor:
-        return torch.randn(n, 3, size, size, dtype=torch.float64)
+        return torch.randn(n, 3, size, size)
 
     after_epoch: list[int] = []
     for _ in range(4):
