@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import threading
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,7 +15,9 @@ import pytest
 import torch
 from torch.autograd import DeviceType
 
+from mtl import profiling
 from mtl.balancing_config import Balancing
+from mtl.job import Job
 from mtl.profiling import exposed, length, spans, without
 from mtl.store import Store, open_store
 from mtl.verdicts import Breakdown
@@ -137,6 +140,27 @@ def test_a_real_run_is_profiled_and_trains_as_without(run: Callable[..., tuple[A
     other, notes = run("unwatched", epochs=7, balancing=balancing)
     assert not any("profile" in note for note in notes)
     assert result_of(other)["metrics"] == result_of(config)["metrics"]
+
+
+def test_training_goes_on_while_the_report_is_made(
+    run: Callable[..., tuple[Any, list[str]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    later, waited, record = threading.Event(), list[bool](), Job._record  # pyright: ignore[reportPrivateUsage]
+
+    def slowly(*args: Any) -> dict[str, float]:
+        waited.append(later.wait(30))
+        return exposed(*args)
+
+    def watched(self: Job, row: dict[str, Any], *args: Any) -> None:
+        record(self, row, *args)
+        if row["step"] == 23:
+            later.set()
+
+    monkeypatch.setattr(profiling, "exposed", slowly)
+    monkeypatch.setattr(Job, "_record", watched)
+    _, notes = run("patient", epochs=8, profile=True)
+    assert waited == [True]
+    assert table_of(notes)
 
 
 def test_of_two_ranks_the_first_is_watched_and_both_train_as_without(tmp_path: Path) -> None:
