@@ -20,9 +20,15 @@ def main() -> int:
     console.line(f"sweep '{config.name}' of recipe {config.recipe} on {config.runtime}, kept in {config.storage}")
     board = Board(config, asked.sweep, console.line)
     embedded.ensure(config)
-    plan = preflight.check(board.terms.config_of(board.terms.baselines[-1]))
+    trial = board.terms.config_of(board.terms.baselines[-1])
+    plan = preflight.check(trial)
     for line in (*plan.describe(config), *board.terms.describe()):
         console.line(line)
+    if config.augment.eval_size_px is not None:
+        console.line(f"trying the model on images of {config.augment.eval_size_px} px, as evaluation has them")
+        from mtl.parts import build_model, build_specs
+
+        build_model(trial, build_specs(trial, plan.manifest))
 
     with board:
         if not board.finished:

@@ -15,19 +15,25 @@ from mtl.errors import MtlError
 from mtl.goodput import Account
 
 PEAKS: dict[str, dict[str, float]] = {
-    "B200": {"half": 2250e12, "tf32": 1120e12, "fp32": 75e12},
-    "H200": {"half": 989e12, "tf32": 494e12, "fp32": 67e12},
-    "H100 PCIe": {"half": 756e12, "tf32": 378e12, "fp32": 51e12},
-    "H100": {"half": 989e12, "tf32": 494e12, "fp32": 67e12},
-    "A100": {"half": 312e12, "tf32": 156e12, "fp32": 19.5e12},
-    "L40S": {"half": 362e12, "tf32": 183e12, "fp32": 91.6e12},
-    "L4": {"half": 121e12, "tf32": 60e12, "fp32": 30.3e12},
-    "A10G": {"half": 70e12, "tf32": 35e12, "fp32": 31.5e12},
-    "V100": {"half": 125e12, "fp32": 15.7e12},
-    "T4": {"half": 65e12, "fp32": 8.1e12},
+    "B200": {"half": 2250e12, "tf32": 1100e12, "fp32": 75e12},  # 4.5 and 2.2 PFLOPS; NVIDIA Blackwell, HGX B200
+    "H200 NVL": {"half": 835.5e12, "tf32": 417.5e12, "fp32": 60e12},  # 1,671 and 835; NVIDIA H200
+    "H200": {"half": 989.5e12, "tf32": 494.5e12, "fp32": 67e12},  # 1,979 and 989; NVIDIA H200, SXM
+    "H100 NVL": {"half": 835.5e12, "tf32": 417.5e12, "fp32": 60e12},  # 1,671 and 835; NVIDIA H100
+    "H100 PCIe": {"half": 756.5e12, "tf32": 378e12, "fp32": 51e12},  # 1,513 and 756; NVIDIA H100
+    "H100": {"half": 989.5e12, "tf32": 494.5e12, "fp32": 67e12},  # 1,979 and 989; NVIDIA H100, SXM
+    "A100": {"half": 312e12, "tf32": 156e12, "fp32": 19.5e12},  # printed so; NVIDIA A100, PCIe and SXM alike
+    "L40S": {"half": 362.05e12, "tf32": 183e12, "fp32": 91.6e12},  # printed so; NVIDIA L40S
+    "L4": {"half": 121e12, "tf32": 60e12, "fp32": 30.3e12},  # 242 and 120; NVIDIA L4
+    "A10G": {"half": 70e12, "tf32": 35e12, "fp32": 35e12},  # printed so; NVIDIA A10G, AWS's, which is no A10
+    "V100 PCIE": {"fp16": 112e12, "fp32": 14e12},  # printed so; NVIDIA V100
+    "V100": {"fp16": 125e12, "fp32": 15.7e12},  # printed so; NVIDIA V100, SXM2
+    "T4": {"fp16": 65e12, "fp32": 8.1e12},  # printed so; NVIDIA T4
 }
-"""Dense FLOP/s of NVIDIA's GPUs, by a part of the name; the first that fits counts. From its data sheets of each model
-(those that print figures with sparsity are halved): B200 as in DGX B200, H200, H100 and V100 as SXM unless said."""
+"""Dense FLOP/s of NVIDIA's GPUs, by a part of the name; the first that fits counts. `half` is fp16 and bf16 alike.
+
+Each row names the data sheet, and TFLOPS that it prints with sparsity, which are twice the dense ones. fp32 is without
+tensor cores, half and tf32 are with them; Volta and Turing know neither bf16 nor tf32.
+"""
 
 _SIDE, _TRIES = 512, 5
 
@@ -131,9 +137,10 @@ def flops_per_image(model: nn.Module, size_px: int) -> float | None:
 
 def peak(name: str, precision: str) -> float | None:
     """FLOP/s of the GPU called `name`, None where it is not known, or does not know the precision."""
-    kind = "half" if precision in ("bf16", "fp16") else precision
     fitting = [values for part, values in PEAKS.items() if f" {part} " in f" {name.replace('-', ' ')} "]
-    return fitting[0].get(kind) if fitting else None
+    if not fitting:
+        return None
+    return fitting[0].get(precision, fitting[0].get("half") if precision in ("bf16", "fp16") else None)
 
 
 def measured_peak() -> float:

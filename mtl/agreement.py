@@ -4,11 +4,12 @@ The reduction for a batch begins while the batch before it is trained on, so not
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -121,6 +122,13 @@ def agreed_batches(
             return
 
 
+def portions(batches: Iterable[Batch], most: int) -> Iterator[Batch]:
+    """The same samples in the same order, as batches of at most `most`."""
+    for batch in batches:
+        parts = [slice(at, at + most) for at in range(0, len(batch.images), most)]
+        yield from (_taken(batch, part) for part in parts)
+
+
 def present(batch: Batch) -> Batch:
     """`batch` without its empty slots, which would be blank images to batch norm; one stays where there is no other.
 
@@ -131,6 +139,10 @@ def present(batch: Batch) -> Batch:
         return batch
     n = int(filled.sum())
     keep = slice(0, max(n, 1)) if filled[:n].all() else np.flatnonzero(filled)
+    return _taken(batch, keep)
+
+
+def _taken(batch: Batch, keep: slice | npt.NDArray[np.int64]) -> Batch:
     return replace(
         batch,
         images=batch.images[keep],

@@ -47,7 +47,13 @@ class Augment(Section):
     pixels: Literal["fast", "exact"] = identity(
         "fast", "JPEG shrunk while it is decoded, bilinear resizing; or full decoding and area means: 1.6 times the CPU"
     )
-    eval_resize_px: int = identity(256, "evaluation: short side before the centre crop to size_px", ge=8)
+    eval_resize_px: int = resumable(256, "evaluation: short side before the centre crop to eval_size_px", ge=8)
+    eval_size_px: int | None = resumable(None, "evaluation: side of that crop; None is size_px", ge=8)
+
+    @property
+    def evaluated_px(self) -> int:
+        """Side of the images that the model sees in evaluation."""
+        return self.eval_size_px or self.size_px
 
     @model_validator(mode="after")
     def _ranges(self) -> Self:
@@ -58,12 +64,13 @@ class Augment(Section):
             )
         if not 0 < ratio[0] <= ratio[1]:
             raise ConfigError("augment.crop_ratio is no range.", got=ratio, expected="low and high, 0 < low <= high")
-        if self.eval_resize_px < self.size_px:
+        if self.eval_resize_px < self.evaluated_px:
+            side = "size_px" if self.eval_size_px is None else "eval_size_px"
             raise ConfigError(
                 "augment.eval_resize_px is smaller than what the model sees.",
                 got=self.eval_resize_px,
-                expected=f"at least augment.size_px = {self.size_px}",
-                do="set both: --augment.size-px and --augment.eval-resize-px",
+                expected=f"at least augment.{side} = {self.evaluated_px}",
+                do=f"set both: --augment.{side.replace('_', '-')} and --augment.eval-resize-px",
             )
         return self
 

@@ -43,7 +43,7 @@ from mtl.parts import (
     training_loader,
 )
 from mtl.precision import Precision, set_numerics
-from mtl.profiling import profiled
+from mtl.profiling import Profiled, profiled
 from mtl.record import Commit, checkpoint_path, read
 from mtl.runtime import Runtime
 from mtl.scoring import Scorer
@@ -129,8 +129,9 @@ class Job:
         )
         self.trackers = self._open(trainee, position)
         loader: Batches = training_loader(config, self.specs, sets, order, position.step, runtime)
+        watched: Profiled | None = None
         if config.profile and self.attempt is not None:
-            loader = profiled(
+            loader = watched = profiled(
                 loader,
                 trainee,
                 runtime.device,
@@ -154,6 +155,8 @@ class Job:
                     watch=self.background.watch,
                 )
                 self.meter.pause()
+                if watched is not None:
+                    watched.finish()
         except rewind.Rewind as bad:
             self._pass_over(bad, order, sets)
             raise

@@ -8,7 +8,7 @@ that nothing waits for them.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,7 +27,6 @@ from mtl.config import Config
 from mtl.data.batch import OK, QUARANTINED, Batch
 from mtl.data.colour import Standardise
 from mtl.data.keyed import key
-from mtl.data.loader import Loader
 from mtl.errors import DataError
 from mtl.optim import set_learning_rate
 from mtl.precision import Precision
@@ -225,7 +224,7 @@ class Scores:
 def evaluate(
     model: nn.Module,
     specs: list[TaskSpec],
-    loader: Loader,
+    batches: Iterable[Batch],
     standardise: Standardise,
     precision: Precision,
     runtime: Runtime,
@@ -238,7 +237,7 @@ def evaluate(
     """
     model.eval()
     device, tally, counts = runtime.device, Tally(specs), torch.zeros(2, dtype=torch.float64)
-    for batch in map(present, loader):
+    for batch in map(present, batches):
         images, colour = torch.from_numpy(batch.images).to(device), torch.from_numpy(batch.colour).to(device)
         outputs = precision.apply(model, standardise(images, colour))
         status = torch.from_numpy(batch.status)

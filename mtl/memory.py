@@ -31,11 +31,11 @@ def attributed(config: Config, world_size: int) -> Generator[None]:
         gpu = isinstance(error, torch.OutOfMemoryError)
         if not (gpu or isinstance(error, MemoryError) or _CPU_ALLOCATOR in str(error)):
             raise
-        samples = micro_batch(config, world_size)
+        samples, sizes = micro_batch(config, world_size), {config.augment.size_px, config.augment.evaluated_px}
         said = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ResourceError(
             "The GPU's memory ran out." if gpu else "The memory of a worker ran out.",
-            got=f"{samples} samples of {config.augment.size_px} px in a forward pass; {said}",
+            got=f"{samples} samples of {' or '.join(map(str, sorted(sizes)))} px in a forward pass; {said}",
             do=f"set --max-micro-batch {max(samples // 2, 1)}: gradients are accumulated, with the same result"
             if gpu
             else HOST,

@@ -11,11 +11,13 @@ from torch._functorch import config as functorch
 from torch.nn.modules.dropout import _DropoutNd  # pyright: ignore[reportPrivateUsage]
 from torchvision.ops import StochasticDepth
 
+from mtl.agreement import portions
 from mtl.balancing.build import build_balancer
 from mtl.balancing.signals import Ranks, Signal, Weigher, build_signal
 from mtl.balancing.signals.base import Scale
 from mtl.config import Config
 from mtl.data.colour import Standardise
+from mtl.data.footprint import EVALUATION_ROW_GROUPS
 from mtl.data.groups import groups_of
 from mtl.data.joined import Joined
 from mtl.data.keyed import key
@@ -35,6 +37,7 @@ from mtl.mixing import DataSet
 from mtl.model import PATTERNS, HeadSpec, MultiTaskModel, build_backbone
 from mtl.model.batchnorm import apply_policy, has_batch_norm
 from mtl.model.initial import load_initial
+from mtl.model.resolution import check_evaluated
 from mtl.overfit import Repeated
 from mtl.precision import Precision
 from mtl.runtime import Runtime
@@ -57,8 +60,8 @@ def build_model(config: Config, specs: list[TaskSpec], dtype: torch.dtype = torc
     """The model with initial weights that depend on the seed alone.
 
     Raises:
-        ConfigError: the backbone can not be built, the sharing pattern does not fit it, or its batch norm does not go
-            with the rest of the configuration.
+        ConfigError: the backbone can not be built, the sharing pattern does not fit it, its batch norm does not go with
+            the rest of the configuration, or images are of another size in evaluation, and it does not take them.
     """
     torch.manual_seed(key("init", config.seed) >> 1)
     wanted = config.model
@@ -70,6 +73,7 @@ def build_model(config: Config, specs: list[TaskSpec], dtype: torch.dtype = torc
         attention=wanted.pooling == "attention",
     )
     model = PATTERNS[wanted.sharing.pattern](backbone, heads, **wanted.sharing.arguments())
+    check_evaluated(model, wanted.backbone, config.augment.size_px, config.augment.evaluated_px)
     if config.order.keep_tail and config.model.batch_norm != "frozen" and has_batch_norm(model):
         raise ConfigError(
             "An incomplete batch would spoil the statistics of batch norm: its few rows are no fair sample.",
@@ -242,14 +246,15 @@ def evaluate_split(
     runtime: Runtime,
     dtype: torch.dtype = torch.float32,
 ) -> Scores:
-    """Metrics per task of `model` over every row of `split`, in the run's precision."""
+    """Metrics per task of `model` over every row of `split`, in the run's precision and its micro-batches."""
     rows = manifest.split(split).rows
     its = DataSet("data", data, manifest, Index.load(data, split))
     order = evaluation_order(its.index.rows, config, manifest.fingerprint, split)
     loader = build_loader(config, specs, [its], order, range(order.steps), runtime)
     standardise = Standardise(manifest.statistics, None, runtime.device, dtype)
     precision = Precision(config.precision, runtime.device)
-    return evaluate(model, specs, loader, standardise, precision, runtime, rows)
+    batches = portions(loader, micro_batch(config, runtime.world_size))
+    return evaluate(model, specs, batches, standardise, precision, runtime, rows)
 
 
 def evaluation_order(rows: npt.NDArray[np.int64], config: Config, fingerprint: str, split: str) -> Order:
@@ -260,7 +265,7 @@ def evaluation_order(rows: npt.NDArray[np.int64], config: Config, fingerprint: s
         split=split,
         seed=0,
         lanes=config.order.lanes,
-        block_row_groups=2,
+        block_row_groups=EVALUATION_ROW_GROUPS,
         global_batch=config.global_batch,
         keep_tail=True,
         shuffle=False,

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from mtl.balancing import address
 from mtl.config import Config, Task, parse
 from mtl.console import counted
 from mtl.data.balance import balances
-from mtl.data.footprint import Footprint, footprint
+from mtl.data.footprint import Footprint, evaluation_bytes, footprint
 from mtl.data.manifest import Manifest
 from mtl.data.mixture import AnyOrder
 from mtl.data.order import I64
@@ -101,16 +101,28 @@ def check_order(config: Config, sets: Sequence[DataSet]) -> tuple[AnyOrder, Foot
 
 
 def _footprint(config: Config, manifest: Manifest, order: AnyOrder, lengths: I64, workers: int) -> Footprint:
-    return footprint(
+    ahead = {
+        "prefetch_batches": config.loader.prefetch_batches,
+        "prefetch_bytes": int(config.loader.prefetch_mb * 1e6),
+    }
+    training = footprint(
         order,
         lengths,
         workers,
         size_px=config.augment.size_px,
         label_entries=sum(_entries(task, manifest) for task in config.tasks.values()),
-        prefetch_batches=config.loader.prefetch_batches,
-        prefetch_bytes=int(config.loader.prefetch_mb * 1e6),
         memory=config.loader.memory,
+        **ahead,
     )
+    evaluation = evaluation_bytes(
+        order,
+        lengths,
+        workers,
+        size_px=config.augment.evaluated_px,
+        split_bytes=max((split.bytes for name, split in manifest.splits.items() if name != "train"), default=0),
+        **ahead,
+    )
+    return replace(training, evaluation=evaluation)
 
 
 def _entries(task: Task, manifest: Manifest) -> int:

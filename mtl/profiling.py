@@ -2,7 +2,8 @@
 
 Ranks train as they always do; rank 0 watches itself. After the warm-up its steps run under torch.profiler, with the
 parts of a step named in the trace, and timed by the host. On a GPU the host waits for it at the ends of those parts, so
-that each has its own time; what overlaps between them is lost, so steps are somewhat slower than unwatched.
+that each has its own time; what overlaps between them is lost, so steps are somewhat slower than unwatched. The report
+takes seconds to make, which a thread does: other ranks wait for none of it, and it is nobody's wait for data.
 """
 
 import gzip
@@ -10,6 +11,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,13 +57,13 @@ class Report:
 
 @final
 class Profiled:
-    """A loader whose batches are trained on under watch: each call for the next one ends a step.
+    """A loader whose batches are trained on under watch: each call for the next one ends a step. `finish` it.
 
     Args:
         loader: whose batches these are.
         trainee: its signal, weigher and optimizer are timed until the report is made.
         clock: seconds; it stands still while something happens between steps (evaluations, commits).
-        done: takes the report, or None where training ends before it is complete.
+        done: takes the report, or None where training ends before it is complete; called in the loop's thread.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class Profiled:
         kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
         self._profiler = profile(activities=kinds)
         self._undo = list(self._watch(trainee))
+        self._made: Future[Report] | None = None
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -94,6 +97,8 @@ class Profiled:
             self._begin()
         elif self._calls == self._last:
             self._end()
+        elif self._made is not None and self._made.done():
+            self.finish()
         self._calls += 1
         try:
             with self._phase("loader"):
@@ -112,6 +117,17 @@ class Profiled:
         self._profiler.stop()
         for undo in self._undo:
             undo()
+        pool = ThreadPoolExecutor(1, "mtl-profile")
+        self._made = pool.submit(self._report, total_s)
+        pool.shutdown(wait=False)
+
+    def finish(self) -> None:
+        """Hand over the report that is being made, if there is one."""
+        made, self._made = self._made, None
+        if made is not None:
+            self._done(made.result())
+
+    def _report(self, total_s: float) -> Report:
         events: list[Any] = list(self._profiler.events() or [])
         steps = self._last - self._first
         breakdown = Breakdown(
@@ -126,7 +142,7 @@ class Profiled:
             path = Path(scratch) / "trace.json"
             self._profiler.export_chrome_trace(str(path))
             trace = gzip.compress(path.read_bytes(), 1)
-        self._done(Report(breakdown, trace, self._last - 1))
+        return Report(breakdown, trace, self._last - 1)
 
     def _give_up(self) -> None:
         if self._watching:
@@ -187,7 +203,7 @@ def profiled(
     store: Store,
     attempt: int,
     say: Callable[[str], None],
-) -> Batches:
+) -> Profiled:
     """`loader` under watch; the report is said, and its trace put into the run's storage."""
 
     def done(report: Report | None) -> None:

@@ -1,4 +1,7 @@
-"""One training step, for what it shows: that model, tasks and optimizer fit together, and what they need."""
+"""One training step, for what it shows: that model, tasks and optimizer fit together, and what they need.
+
+Where evaluation has images of another size, a forward pass on those follows.
+"""
 
 import time
 from dataclasses import dataclass, replace
@@ -51,7 +54,7 @@ class Rehearsal:
         losses: mean over the labels of each task, of those that had any.
         micro_batch: samples of one forward pass in training.
         memory_bytes: that a worker's model, gradients, optimizer and activations take at that size: measured on a GPU,
-            elsewhere computed from what the step saved for its backward.
+            elsewhere computed from what the step saved for its backward, which evaluation has none of.
         initial: what was loaded from model.init_from, and what was not.
     """
 
@@ -106,10 +109,14 @@ def rehearse(config: Config, manifest: Manifest | None, *, gpu: bool = False) ->
             sums = train_step(trainee, batch, counts, device)
             while sums is None and precision.skipped():  # the scale of losses is still to be found
                 sums = train_step(trainee, batch, counts, device)
+        seconds = time.perf_counter() - began
+        if config.augment.evaluated_px != config.augment.size_px:
+            _evaluate(config, trainee, samples, device)
     except torch.cuda.OutOfMemoryError as error:
         raise ResourceError(
-            "A step does not fit into the GPU's memory.",
-            got=f"{wanted} samples of {config.augment.size_px} px; {torch.cuda.mem_get_info()[1] / 1e9:.0f} GB",
+            "A step, or an evaluation, does not fit into the GPU's memory.",
+            got=f"{wanted} samples of {config.augment.size_px} px, in evaluation of {config.augment.evaluated_px} px; "
+            f"{torch.cuda.mem_get_info()[1] / 1e9:.0f} GB",
             do="set a smaller --max-micro-batch: gradients are accumulated, with the same result",
         ) from error
     if sums is None:
@@ -118,12 +125,21 @@ def rehearse(config: Config, manifest: Manifest | None, *, gpu: bool = False) ->
     return Rehearsal(
         parameters=sum(p.numel() for p in model.parameters()),
         samples=samples,
-        seconds=time.perf_counter() - began,
+        seconds=seconds,
         losses={s.name: loss for s, loss, n in zip(specs, losses, counts.tolist(), strict=True) if n},
         micro_batch=wanted,
         memory_bytes=torch.cuda.max_memory_allocated() if gpu else _held(trainee) + saved.bytes * wanted // samples,
         initial=initial,
     )
+
+
+@torch.no_grad()
+def _evaluate(config: Config, trainee: Trainee, samples: int, device: torch.device) -> None:
+    """A forward pass of an evaluation on blank images: it takes less for an image, but images may be larger."""
+    size = config.augment.evaluated_px
+    images = torch.zeros(samples, size, size, 3, dtype=torch.uint8, device=device)
+    seen = trainee.standardise(images, torch.ones(samples, 3, device=device))
+    trainee.precision.apply(trainee.model.eval(), seen)
 
 
 class _Saved:

@@ -49,7 +49,8 @@ class Scorer:
         self._runtime, self._dtype, self._record = runtime, dtype, record
         wanted = config.evaluation
         larger = wanted.best is None or better(config.tasks)[wanted.best]
-        self.selection = Selection(wanted.best, larger=larger, patience=wanted.patience)
+        view = f"{config.augment.evaluated_px} of {config.augment.eval_resize_px} px"
+        self.selection = Selection(wanted.best, larger=larger, patience=wanted.patience, view=view)
         self.done: dict[str, Metrics] = {}
         self.best = False
 

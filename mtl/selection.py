@@ -13,10 +13,11 @@ class Selection:
         metric: TASK/METRIC; None watches nothing.
         larger: whether larger is better.
         patience: evaluations in a row without a better one after which it is enough; None never is.
+        view: what the images are like that it is measured on: values on others are not compared.
     """
 
-    def __init__(self, metric: str | None, *, larger: bool, patience: int | None) -> None:
-        self._metric, self._sign, self._patience = metric, 1.0 if larger else -1.0, patience
+    def __init__(self, metric: str | None, *, larger: bool, patience: int | None, view: str = "") -> None:
+        self._metric, self._sign, self._patience, self._view = metric, 1.0 if larger else -1.0, patience, view
         self.best: float | None = None
         self.since = 0
 
@@ -37,9 +38,9 @@ class Selection:
 
     def state(self) -> dict[str, Any]:
         """For JSON."""
-        return {"metric": self._metric, "best": self.best, "since": self.since}
+        return {"metric": self._metric, "view": self._view, "best": self.best, "since": self.since}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state` gave; nothing if it watched another metric."""
-        if state["metric"] == self._metric:
+        """Take back what `state` gave; nothing if it watched another metric, or on images of another size."""
+        if (state["metric"], state.get("view", self._view)) == (self._metric, self._view):
             self.best, self.since = state["best"], state["since"]

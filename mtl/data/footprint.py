@@ -4,6 +4,7 @@ blocks      of each lane of ours the block it is in: the largest there can be in
 prefetch    the budget, or one batch and one block if that is more
 batches     one that is trained on and one that is being made
 kept        the training split, where loader.memory keeps it
+evaluation  the same of an evaluation, which reads with the same budget while the training's read-ahead stays
 """
 
 from dataclasses import dataclass
@@ -15,6 +16,9 @@ from mtl.data.memory import decoded_bytes
 from mtl.data.mixture import AnyOrder
 from mtl.data.order import I64, Order
 
+EVALUATION_ROW_GROUPS = 2
+"""Row groups in a block of an evaluation."""
+
 
 @dataclass(frozen=True)
 class Footprint:
@@ -24,15 +28,17 @@ class Footprint:
     prefetch: int
     batches: int
     kept: int
+    evaluation: int = 0
 
     @property
     def total(self) -> int:
         """All of them."""
-        return self.blocks + self.prefetch + self.batches + self.kept
+        return self.blocks + self.prefetch + self.batches + self.kept + self.evaluation
 
     def describe(self) -> str:
         """The sum, for people."""
         parts = {"blocks": self.blocks, "prefetch": self.prefetch, "batches": self.batches, "kept": self.kept}
+        parts |= {"evaluation": self.evaluation}
         terms = " + ".join(f"{name} {value / 1e6:,.1f}" for name, value in parts.items() if value)
         return f"{terms} = {self.total / 1e6:,.1f} MB a worker"
 
@@ -67,6 +73,30 @@ def footprint(
     elif memory == "decoded":
         kept = decoded_bytes(int(order.rows.sum()), size_px, label_entries)
     return Footprint(blocks, ahead * batch + reading, 2 * batch, kept)
+
+
+def evaluation_bytes(
+    order: AnyOrder,
+    lengths: I64,
+    world_size: int,
+    *,
+    size_px: int,
+    split_bytes: int,
+    prefetch_batches: int,
+    prefetch_bytes: int,
+) -> int:
+    """What a loader takes that evaluates on a split, about: its row groups are taken to be no larger than `lengths`.
+
+    Args:
+        order, lengths: of the training split, whose batches and lanes an evaluation has as well.
+        size_px: side of the images of an evaluation.
+        split_bytes: of the split, on storage.
+    """
+    lanes = -(-order.lanes // world_size)
+    block = EVALUATION_ROW_GROUPS * int(lengths.max())
+    batch = lanes * (order.global_batch // order.lanes) * 3 * size_px**2
+    ahead, reading = split_prefetch(prefetch_bytes, prefetch_batches, batch)
+    return min(lanes * block, split_bytes) + (ahead + 2) * batch + min(max(reading, block), split_bytes)
 
 
 def _blocks(order: AnyOrder, lengths: I64) -> I64:

@@ -111,7 +111,8 @@ class EvalView:
     fixed = True
 
     def __init__(self, augment: Augment) -> None:
-        self.size_px, self._share = augment.size_px, augment.size_px / augment.eval_resize_px
+        self.size_px = augment.evaluated_px
+        self._share = self.size_px / augment.eval_resize_px
         self._fast = augment.pixels == "fast"
 
     def draw(self, epoch: int, positions: I64) -> Draws:

@@ -123,6 +123,7 @@ def _changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tu
 
 
 def _changed_fields(saved: str, config: Config) -> list[tuple[str, object, object]]:
-    """Fields that make trials incomparable: unlike in a run, the number of epochs is one of them."""
+    """Fields that make trials incomparable: unlike in a run, epochs and the size of evaluated images are among them."""
     changed = differences(parse(saved), config)
-    return [(name, old, new) for name, (role, old, new) in changed.items() if role == "identity" or name == "epochs"]
+    fixed = ("epochs", "augment.eval_size_px", "augment.eval_resize_px")
+    return [(name, old, new) for name, (role, old, new) in changed.items() if role == "identity" or name in fixed]

@@ -1,4 +1,4 @@
-"""A job in this process, for what it says."""
+"""A job in this process, or in those of a group, for what it says."""
 
 import io
 
@@ -11,7 +11,7 @@ from mtl.runtime import LocalRuntime
 
 
 def notes_of(config: Config) -> list[str]:
-    """Run the job on one rank in fp64; its notes."""
+    """Run this rank's part of the job in fp64; its notes, which only the first rank has."""
     notes: list[str] = []
 
     def listen(event: dict[str, str]) -> None:
@@ -19,5 +19,8 @@ def notes_of(config: Config) -> list[str]:
             notes.append(event["text"])
 
     with LocalRuntime(gpu=False, threads=1, listen=listen) as runtime:
-        local.lead(config, RunConsole(io.StringIO()), runtime, torch.float64)
+        if runtime.rank == 0:
+            local.lead(config, RunConsole(io.StringIO()), runtime, torch.float64)
+        else:
+            local.follow(config, runtime, torch.float64)
     return notes

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from mtl import recipes
-from mtl.config import Optimizer
+from mtl.config import Augment, Model, Optimizer
 from tests.helpers.datasets import ROWS, tiny
 from tests.helpers.jobs import Done, job, read_until, started, tiny_config, without, write_config
 
@@ -50,6 +50,18 @@ def test_a_data_set_is_trained_on_without_a_recipe(home: Path, trained: Done) ->
     assert (trained.status, trained.err) == (0, "")
     assert record(home / "runs/tiny")["status"] == "finished"
     assert (home / "tiny.yaml").exists()
+
+
+def test_a_model_for_images_of_one_size_is_refused_before_its_run_is_begun(home: Path) -> None:
+    model = Model(backbone="tests.helpers.backbones:small", batch_norm="local")
+    augment = Augment(size_px=16, crop="none", eval_size_px=24, eval_resize_px=24)
+    config = tiny_config(home / "tiny", home / "refused", runtime="local", model=model, augment=augment)
+    done = job("train.py", "--config", write_config(home / "refused.yaml", config))
+    assert done.status == 2
+    assert "takes no larger or smaller images in evaluation than in training" in done.err
+    assert "leave augment.eval_size_px out" in done.err
+    assert "Traceback" not in done.said
+    assert not (home / "refused").exists()
 
 
 def test_the_log_is_for_people(trained: Done) -> None:

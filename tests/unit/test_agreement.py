@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mtl.agreement import Agreed, Every, agreed_batches, present
+from mtl.agreement import Agreed, Every, agreed_batches, portions, present
 from mtl.blame import Sums
 from mtl.data.batch import EMPTY, QUARANTINED, Batch, Cost
 from mtl.data.loader import Loader
@@ -119,6 +119,18 @@ def test_empty_slots_are_left_out(filled: list[bool]) -> None:
         task: v[filled].tolist() for task, v in made.labels.items()
     }
     assert (got.step, got.ledger) == (made.step, made.ledger)
+
+
+@given(st.integers(1, 9), st.integers(1, 12))
+def test_portions_are_the_same_samples_in_smaller_batches(n: int, most: int) -> None:
+    made = batch(n)
+    found = list(portions([made, made], most))
+    assert max(len(part.images) for part in found) == min(n, most)
+    assert len(found) == 2 * -(-n // most)
+    for name in ("images", "colour", "status", "positions"):
+        assert [one for part in found for one in getattr(part, name).tolist()] == getattr(made, name).tolist() * 2
+    for task, labels in made.labels.items():
+        assert [one for part in found for one in part.labels[task].tolist()] == labels.tolist() * 2
 
 
 def ranks_agree() -> list[Any]:

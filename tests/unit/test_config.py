@@ -158,6 +158,7 @@ def test_augmentation_that_falsifies_a_label_is_refused(refusing: str, augment: 
         (lambda: Augment(crop_scale=(0.0, 1.0)), "crop_scale"),
         (lambda: Augment(crop_ratio=(2.0, 1.0)), "crop_ratio"),
         (lambda: Augment(size_px=64, eval_resize_px=32), "eval_resize_px"),
+        (lambda: Augment(size_px=64, eval_size_px=96, eval_resize_px=80), r"eval_size_px = 96"),
     ],
 )
 def test_options_that_do_not_belong_together(make: Any, fragment: str) -> None:
@@ -217,6 +218,13 @@ def test_options_are_no_unions_that_a_command_line_could_not_tell_apart() -> Non
         ({"epochs": 3}, {"epochs": ("resumable", 2, 3)}),
         ({"resources": Resources(workers=1)}, {"resources.workers": ("placement", 2, 1)}),
         ({"optimizer": Optimizer(lr=2e-3)}, {"optimizer.lr": ("identity", 1e-3, 2e-3)}),
+        (
+            {"augment": BASE.augment.model_copy(update={"eval_size_px": 24, "eval_resize_px": 28})},
+            {
+                "augment.eval_size_px": ("resumable", None, 24),
+                "augment.eval_resize_px": ("resumable", BASE.augment.eval_resize_px, 28),
+            },
+        ),
         (
             {"tasks": {**BASE.tasks, "kind": Task(kind="binary", label="kind", weight=2)}},
             {"tasks.kind.weight": ("identity", 1.0, 2.0)},

@@ -23,6 +23,12 @@ def test_the_gpus_memory() -> None:
     assert caught.value.got == "12 samples of 16 px in a forward pass; CUDA out of memory. Tried to allocate 2 GiB."
     assert caught.value.do is not None
     assert caught.value.do.startswith("set --max-micro-batch 6:")
+    larger = CONFIG.model_copy(
+        update={"augment": CONFIG.augment.model_copy(update={"eval_size_px": 24, "eval_resize_px": 24})}
+    )
+    with pytest.raises(ResourceError) as caught, attributed(larger, 2):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+    assert caught.value.got == "12 samples of 16 or 24 px in a forward pass; CUDA out of memory."
 
 
 def test_memory_of_a_process_that_is_limited() -> None:

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import threading
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,12 +15,15 @@ import pytest
 import torch
 from torch.autograd import DeviceType
 
+from mtl import profiling
 from mtl.balancing_config import Balancing
+from mtl.job import Job
 from mtl.profiling import exposed, length, spans, without
-from mtl.store import open_store
+from mtl.store import Store, open_store
 from mtl.verdicts import Breakdown
 from tests.helpers.datasets import tiny
 from tests.helpers.engine import SMALL, result_of, tiny_config
+from tests.helpers.ranks import Group, values
 from tests.helpers.tracked import notes_of
 
 
@@ -101,14 +105,26 @@ def run(tmp_path: Path) -> Callable[..., tuple[Any, list[str]]]:
 PARTS = {"loader", "forward", "backward", "optimizer", "balancing", "collective", "other"}
 
 
+def table_of(notes: list[str]) -> dict[str, float]:
+    """Percentages by part, of the one table that was said."""
+    (first,) = (at for at, note in enumerate(notes) if note.startswith("profile: 10 steps of "))
+    table = [note.split() for note in notes[first + 1 : first + 8]]
+    shares = {row[0]: float(row[1].removesuffix("%")) for row in table}
+    assert shares.keys() == PARTS
+    assert sum(shares.values()) == pytest.approx(100, abs=0.5)
+    return shares
+
+
+def marked(store: Store, key: str) -> Counter[str]:
+    """How often each part is marked in the trace `key`."""
+    trace = json.loads(gzip.decompress(store.get(key)))
+    return Counter(event.get("name") for event in trace["traceEvents"] if event.get("cat") == "user_annotation")
+
+
 def test_a_real_run_is_profiled_and_trains_as_without(run: Callable[..., tuple[Any, list[str]]]) -> None:
     balancing = Balancing(method="upgrad")
     config, notes = run("watched", epochs=7, profile=True, balancing=balancing)
-    (first,) = (at for at, note in enumerate(notes) if note.startswith("profile: 10 steps of "))
-    table = [note.split() for note in notes[first + 1 : first + 8]]
-    assert {row[0] for row in table} == PARTS
-    shares = {row[0]: float(row[1].removesuffix("%")) for row in table}
-    assert sum(shares.values()) == pytest.approx(100, abs=0.5)
+    shares = table_of(notes)
     assert shares["forward"] > 0
     assert shares["backward"] > 0
     assert shares["optimizer"] > 0
@@ -118,13 +134,55 @@ def test_a_real_run_is_profiled_and_trains_as_without(run: Callable[..., tuple[A
     store = open_store(config.storage).child(config.name)
     (key,) = store.list("profile/")
     assert key == "profile/a1-000020.json.gz"
-    trace = json.loads(gzip.decompress(store.get(key)))
-    names = Counter(event.get("name") for event in trace["traceEvents"] if event.get("cat") == "user_annotation")
+    names = marked(store, key)
     assert names["mtl: forward"] == names["mtl: backward"] == names["mtl: optimizer"] == 10
 
     other, notes = run("unwatched", epochs=7, balancing=balancing)
     assert not any("profile" in note for note in notes)
     assert result_of(other)["metrics"] == result_of(config)["metrics"]
+
+
+def test_training_goes_on_while_the_report_is_made(
+    run: Callable[..., tuple[Any, list[str]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    later, waited, record = threading.Event(), list[bool](), Job._record  # pyright: ignore[reportPrivateUsage]
+
+    def slowly(*args: Any) -> dict[str, float]:
+        waited.append(later.wait(30))
+        return exposed(*args)
+
+    def watched(self: Job, row: dict[str, Any], *args: Any) -> None:
+        record(self, row, *args)
+        if row["step"] == 23:
+            later.set()
+
+    monkeypatch.setattr(profiling, "exposed", slowly)
+    monkeypatch.setattr(Job, "_record", watched)
+    _, notes = run("patient", epochs=8, profile=True)
+    assert waited == [True]
+    assert table_of(notes)
+
+
+def test_of_two_ranks_the_first_is_watched_and_both_train_as_without(tmp_path: Path) -> None:
+    tiny(tmp_path / "data")
+    watched, plain = (
+        tiny_config(tmp_path / "data", tmp_path / "runs", name, model=SMALL, epochs=7, profile=name == "watched")
+        for name in ("watched", "plain")
+    )
+    first, second = values(Group(tmp_path / "watched", 2, notes_of, watched).wait())
+    shares = table_of(first)
+    assert shares["collective"] > 0
+    assert not any("profile" in note for note in second)
+
+    store = open_store(watched.storage).child(watched.name)
+    (key,) = store.list("profile/")
+    assert any(note.startswith(f"the trace is {key} of the run") for note in first)
+    names = marked(store, key)
+    assert names["mtl: forward"] == names["mtl: backward"] == names["mtl: optimizer"] == 10
+
+    values(Group(tmp_path / "plain", 2, notes_of, plain).wait())
+    assert result_of(watched)["metrics"] == result_of(plain)["metrics"]
+    assert result_of(watched)["ledger"] == result_of(plain)["ledger"]
 
 
 def test_a_run_that_is_too_short_is_left_alone(run: Callable[..., tuple[Any, list[str]]]) -> None:

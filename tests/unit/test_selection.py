@@ -35,6 +35,18 @@ def test_without_a_metric_nothing_is_best_and_it_is_never_enough() -> None:
     assert not made.enough
 
 
+def test_images_of_another_size_begin_anew() -> None:
+    made = Selection("a/loss", larger=False, patience=1, view="176 of 200 px")
+    tell(made, 0.5)
+    same, other = (Selection("a/loss", larger=False, patience=1, view=f"{px} of 200 px") for px in (176, 200))
+    same.restore(made.state())
+    other.restore(made.state())
+    assert (same.best, other.best) == (0.5, None)
+    older = {name: value for name, value in made.state().items() if name != "view"}  # saved before views were
+    other.restore(older)
+    assert other.best == 0.5
+
+
 @pytest.mark.parametrize("metric", [None, "a/other"])
 def test_another_metric_begins_anew(metric: str | None) -> None:
     made = Selection("a/loss", larger=False, patience=1)

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from mtl.config import Config, Task
+from mtl.config import Augment, Config, Task
 from mtl.errors import CheckpointError, ConfigError, MtlError, RunLost, RunOwned
 from mtl.store import open_store
 from mtl.sweep.record import SWEEP
@@ -202,7 +202,13 @@ def test_a_sweep_restored_on_other_terms_is_refused_with_the_difference(
 
 
 @pytest.mark.parametrize(
-    ("changes", "named"), [({"epochs": 5}, "epochs"), ({"seed": 1}, "seed"), ({"global_batch": 64}, "global_batch")]
+    ("changes", "named"),
+    [
+        ({"epochs": 5}, "epochs"),
+        ({"seed": 1}, "seed"),
+        ({"global_batch": 64}, "global_batch"),
+        ({"augment": Augment(size_px=16, crop="none", eval_size_px=24, eval_resize_px=24)}, "augment.eval_size_px"),
+    ],
 )
 def test_another_configuration_is_refused_too(tmp_path: Path, changes: dict, named: str) -> None:
     def config(**more: object) -> Config:

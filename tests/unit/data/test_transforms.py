@@ -155,10 +155,19 @@ def test_without_a_crop_the_whole_image_is_shown() -> None:
 
 
 @settings(max_examples=40)
-@given(st.integers(24, 120), st.integers(24, 120), st.sampled_from([(16, 16), (16, 18), (32, 36), (20, 40)]))
-def test_evaluation_equals_resizing_and_cropping_the_centre(height: int, width: int, sizes: tuple[int, int]) -> None:
+@given(
+    st.integers(24, 120),
+    st.integers(24, 120),
+    st.sampled_from([(16, 16), (16, 18), (32, 36), (20, 40)]),
+    st.booleans(),
+)
+def test_evaluation_equals_resizing_and_cropping_the_centre(
+    height: int, width: int, sizes: tuple[int, int], larger: bool
+) -> None:
     size, resize = sizes
-    view = EvalView(Augment(size_px=size, eval_resize_px=resize, pixels="exact"))
+    trained = 8 if larger else size
+    augment = Augment(size_px=trained, eval_size_px=size if larger else None, eval_resize_px=resize, pixels="exact")
+    view = EvalView(augment)
     image = smooth(height, width)
     out, _ = show(view, png(image))
     scale = resize / min(height, width)
@@ -177,8 +186,16 @@ def test_evaluation_is_exact_where_nothing_is_resized() -> None:
     view = EvalView(Augment(size_px=16, eval_resize_px=16))
     np.testing.assert_array_equal(show(view, png(noise(16, 16)))[0], noise(16, 16))
     np.testing.assert_array_equal(show(view, png(noise(16, 30)))[0], noise(16, 30)[:, 7:23])
-    view = EvalView(Augment(size_px=16, eval_resize_px=20))
-    np.testing.assert_array_equal(show(view, png(noise(20, 20)))[0], noise(20, 20)[2:18, 2:18])
+    for augment in (Augment(size_px=16, eval_resize_px=20), Augment(size_px=8, eval_size_px=16, eval_resize_px=20)):
+        np.testing.assert_array_equal(show(EvalView(augment), png(noise(20, 20)))[0], noise(20, 20)[2:18, 2:18])
+
+
+def test_training_is_shown_as_if_evaluation_were_too() -> None:
+    plain, larger = (
+        TrainView(Augment(size_px=16, eval_size_px=eval_px, eval_resize_px=40), 0) for eval_px in (None, 32)
+    )
+    image = png(smooth(50, 60))
+    np.testing.assert_array_equal(show(larger, image, position=3)[0], show(plain, image, position=3)[0])
 
 
 def test_evaluation_draws_are_neutral() -> None:
