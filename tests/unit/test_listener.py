@@ -25,6 +25,9 @@ class Driver:
         self.mailbox.put(event)
         self.listener.attend()
 
+    def enter(self, state: str, cause: str) -> None:
+        self.hear(kind="state", name=state, cause=cause, controller="controller", claim="claim")
+
     def log(self, source: str) -> str:
         return "".join(self.store.get(key).decode() for key in self.store.list(f"logs/a1/{source}-"))
 
@@ -49,12 +52,12 @@ def test_events_are_shown_and_kept_with_the_next_commit(driver: Driver) -> None:
 
 def test_a_restart_is_told_to_the_next_workers(driver: Driver) -> None:
     assert driver.listener.waiting
-    driver.hear(kind="state", name="RunningState", cause="failed")
+    driver.enter("RunningState", cause="failed")
     assert not driver.listener.waiting
     driver.mailbox.beat(pulse(0))
     driver.listener.attend()
     assert driver.mailbox.loss() is None
-    driver.hear(kind="state", name="RestartingState", cause="preempted")
+    driver.enter("RestartingState", cause="preempted")
     assert driver.listener.waiting
     assert driver.mailbox.loss() == {"cause": "preempted", "replayed_s": 0.0}
     assert driver.mailbox.sightings() == [], "what is heard from here on is of other workers"
@@ -62,6 +65,6 @@ def test_a_restart_is_told_to_the_next_workers(driver: Driver) -> None:
 
 
 def test_a_resize_is_a_restart_too(driver: Driver) -> None:
-    driver.hear(kind="state", name="RunningState", cause="failed")
-    driver.hear(kind="state", name="ResizingState", cause="failed")
+    driver.enter("RunningState", cause="failed")
+    driver.enter("ResizingState", cause="failed")
     assert driver.mailbox.loss() == {"cause": "resized", "replayed_s": 0.0}
