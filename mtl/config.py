@@ -12,6 +12,8 @@ from mtl.balancing_config import Balancing
 from mtl.config_evaluation import Evaluation, contradictions
 from mtl.config_model import Model
 from mtl.config_optimizer import Optimizer
+from mtl.config_rebalance import Rebalance
+from mtl.config_rebalance import contradictions as unbalanced
 from mtl.config_resources import Resources as Resources
 from mtl.config_tracking import Tracking
 from mtl.errors import ConfigError
@@ -144,6 +146,7 @@ class Config(Section):
     optimizer: Optimizer = identity(Optimizer(), "optimizer")
     balancing: Balancing = identity(Balancing(), "how losses become one")
     order: Order = identity(Order(), "sample order")
+    rebalance: Rebalance = identity(Rebalance(), "rows of rare classes more than once an epoch")
     evaluation: Evaluation = resumable(Evaluation(), "evaluation")
     checkpoint: Checkpoint = resumable(Checkpoint(), "checkpoints")
     loader: Loader = placement(Loader(), "loader")
@@ -220,6 +223,7 @@ def _contradictions(config: Config) -> Iterator[str]:
     if config.precision == "tf32" and not config.resources.gpu:
         yield "precision=tf32 needs GPUs (resources.gpu): CPUs know no TF32"
     yield from contradictions(config.evaluation, config.tasks)
+    yield from unbalanced(config.rebalance, config.tasks)
     if config.compile and sharing.pattern in ("mtan", "cross-stitch"):
         yield f"compile needs a backbone that runs in one piece, which {sharing.pattern} takes apart"
     if config.resources.accelerator and not config.resources.gpu:
