@@ -104,7 +104,8 @@ def shares(sets: Sequence[DataSet], order: AnyOrder, steps: int) -> Iterator[str
     for its, part in zip(sets, order.parts, strict=True):
         yield (
             f"{its.key}: {its.manifest.name}, {its.index.images:,} images, weight {its.weight:g}; "
-            f"{part.lanes} of {order.lanes} lanes, {part.lanes / order.lanes:.1%} of each batch; {steps / part.steps:.2f} epochs in all"
+            f"{part.lanes} of {order.lanes} lanes, {part.lanes / order.lanes:.1%} of each batch; "
+            f"{steps / part.steps:.2f} epochs in all"
         )
 
 

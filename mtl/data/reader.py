@@ -66,7 +66,7 @@ class RowGroup:
         """The same memory with other rows, of which number i is row `rows[i]` of this one: int64 [n], ascending."""
         labels: dict[str, LabelArray] = {name: values[rows] for name, values in self.labels.items()}
         first, stop, ids = self.first[rows], self.stop[rows], self.ids[rows]
-        return replace(self, first=first, stop=stop, ids=ids, labels=labels, origin=rows)
+        return replace(self, first=first, stop=stop, ids=ids, labels=labels, origin=rows, _gone=set[int]())
 
 
 @final
