@@ -33,6 +33,8 @@ class Peers:
     sum: Callable[[U8], U8]
 
 
+_AT_ONCE = 4  # reads for each of loader.io_threads: they take as long as an answer takes to begin
+
 ALONE = Peers(0, 1, lambda times: times)
 
 
@@ -65,7 +67,7 @@ def rebalanced(config: Config, store: Store, manifest: Manifest, index: Index, n
             )
         times[begin:end] = resolved(row_factors(labels, factors), begin, seed)
 
-    with ThreadPoolExecutor(config.loader.io_threads, "mtl-labels") as pool:
+    with ThreadPoolExecutor(_AT_ONCE * config.loader.io_threads, "mtl-labels") as pool:
         list(pool.map(fill, range(peers.rank, len(index.shard_path), peers.world_size)))
     repeats = Repeats.of(peers.sum(times), index.rows)
     return replace(index, rows=repeats.rows, repeats=repeats) if repeats.times.max() > 1 else index
