@@ -188,7 +188,7 @@ def training_loader(
 
 def peers(runtime: Runtime) -> Peers:
     """The ranks of `runtime` as those that read labels together."""
-    return Peers(runtime.rank, runtime.world_size, lambda times: runtime.sum(torch.from_numpy(times)).numpy())
+    return Peers(runtime.rank, runtime.world_size, lambda values: runtime.sum(torch.from_numpy(values)).numpy())
 
 
 def targets(config: Config, specs: list[TaskSpec]) -> tuple[Target, ...]:

@@ -23,7 +23,7 @@ F64 = npt.NDArray[np.float64]
 U8 = npt.NDArray[np.uint8]
 
 
-def class_factors(counts: Sequence[int], labelled: int, power: float, threshold: float | None, cap: int) -> F64:
+def class_factors(counts: Sequence[int] | I64, labelled: int, power: float, threshold: float | None, cap: int) -> F64:
     """How often a row of each class is to come in an epoch: float64 [C] in [1, cap], 1 where there is none.
 
     Args:
@@ -36,7 +36,16 @@ def class_factors(counts: Sequence[int], labelled: int, power: float, threshold:
     return np.where(rows > 0, np.clip((most / np.maximum(rows, 1.0)) ** power, 1.0, cap), 1.0)
 
 
-def row_factors(labels: npt.NDArray[np.int64], factors: F64) -> F64:
+def class_counts(labels: I64, classes: int) -> I64:
+    """How many of n rows have each class: int64 [C], more if an id is out of range.
+
+    Args:
+        labels: as in `row_factors`.
+    """
+    return (labels == 1).sum(axis=0) if labels.ndim == 2 else np.bincount(labels[labels >= 0], minlength=classes)
+
+
+def row_factors(labels: I64, factors: F64) -> F64:
     """The largest factor of the classes of each of n rows, 1 for a row that has none: float64 [n].
 
     Args:

@@ -1,9 +1,12 @@
 """Rebalanced runs: a rare class comes more often, the order stays exact, and what can not be done is refused."""
 
+import shutil
 import signal
 from collections import Counter
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import numpy as np
@@ -22,7 +25,7 @@ from mtl.local import solitary
 from mtl.mixing import training_order, training_sets
 from mtl.parts import build_loader, build_specs
 from mtl.preflight import check
-from mtl.rebalancing import U8, Peers
+from mtl.rebalancing import Peers
 from mtl.store import open_store
 from tests.helpers.datasets import LABELS, tiny_example
 from tests.helpers.engine import SMALL, TASKS, assert_same_run, result_of, tiny_config, train
@@ -134,12 +137,29 @@ def test_killed_and_resumed_on_other_workers_it_is_the_same_run(make: Callable[.
 def test_ranks_that_read_a_part_each_have_the_same_table(make: Callable[..., Config]) -> None:
     config = make()
     (alone,) = training_sets(config)
-    shares: list[U8] = []
-    for rank in range(3):
-        training_sets(config, Peers(rank, 3, lambda times: shares.append(times) or np.maximum(times, 1)))
     assert alone.index.repeats is not None
-    assert (sum(shares) == alone.index.repeats.times).all()
-    assert all((share > 0).any() for share in shares)
+    given: dict[int, Any] = {}
+    met = Barrier(3)
+
+    def rank(number: int) -> Any:
+        shares: list[Any] = []
+
+        def together(values: Any) -> Any:
+            shares.append(values.copy())
+            given[number] = values
+            met.wait()
+            total = sum(given.values())
+            met.wait()
+            return total
+
+        (its,) = training_sets(config, Peers(number, 3, together))
+        return its.index.repeats, shares
+
+    with ThreadPoolExecutor(3) as pool:
+        for repeats, (counts, share) in pool.map(rank, range(3)):
+            assert repeats.digest == alone.index.repeats.digest
+            assert 0 < (share > 0).sum() < 140
+            assert 0 < counts.sum() < 129
 
 
 @pytest.mark.parametrize(
@@ -207,3 +227,12 @@ def test_labels_that_can_not_be_read_are_an_error(make: Callable[..., Config], t
     (broken / "footers.bin").write_bytes(bytes((broken / "footers.bin").stat().st_size))
     with pytest.raises(DataError, match=r"The labels object of .*broken/shards/train.* can not be read"):
         check(make(at=str(broken)))
+
+
+def test_labels_of_another_count_are_an_error(make: Callable[..., Config], tmp_path: Path) -> None:
+    """As if shards had been written again, and the manifest had stayed."""
+    changed, old = skewed(tmp_path / "changed"), skewed(tmp_path / "old", {**COUNTS, 0: 101, 1: 24})
+    shutil.copy(old / "manifest.json", changed / "manifest.json")
+    with pytest.raises(DataError, match="changed are not those that were written") as caught:
+        check(make(at=str(changed)))
+    assert (caught.value.got, caught.value.expected) == ("100 training rows of 'red'", "101, as manifest.json says")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mtl.data.lookup import members, visits
 from mtl.data.order import Rows, slots
-from mtl.data.repeats import Repeats, class_factors, resolved, row_factors
+from mtl.data.repeats import Repeats, class_counts, class_factors, resolved, row_factors
 from tests.helpers.orders import Case, pairs
 
 COUNTS = st.lists(st.integers(0, 1000), min_size=1, max_size=9)
@@ -83,6 +83,8 @@ def test_rows_have_the_largest_factor_of_their_classes() -> None:
     factors = np.array([1.0, 2.5, 4.0])
     assert row_factors(np.array([2, -1, 0, 1]), factors).tolist() == [4, 1, 1, 2.5]
     several = np.array([[1, 1, 0], [0, 0, 0], [-1, -1, -1], [1, -1, 1]])
+    assert class_counts(several, 3).tolist() == [2, 1, 1]
+    assert class_counts(np.array([2, -1, 0, 2]), 4).tolist() == [1, 0, 2, 0]
     assert row_factors(several, factors).tolist() == [2.5, 1, 1, 4]
 
 
