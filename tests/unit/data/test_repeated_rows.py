@@ -16,9 +16,10 @@ from mtl.data.batch import QUARANTINED, Batch
 from mtl.data.joined import Joined
 from mtl.data.loader import Loader, Target
 from mtl.data.manifest import Index
+from mtl.data.memory import Decoded
 from mtl.data.mixture import Mixture, Source
 from mtl.data.names import image_ids
-from mtl.data.order import Order
+from mtl.data.order import Order, Rows
 from mtl.data.reader import Reader
 from mtl.data.repeats import Repeats
 from mtl.data.transforms import TrainView
@@ -153,13 +154,12 @@ def test_a_bad_image_is_named_by_its_row_on_storage(memory: Any) -> None:
 
 def test_a_decoded_image_is_kept_once_for_all_its_copies(store: MemoryStore) -> None:
     its = index(store)
-    loader = Loader(
-        Reader(store, its, ("object", "angle")), order(its), VIEW, TARGETS, range(order(its).steps), memory="decoded"
-    )
-    list(loader)
-    assert loader._decoded is not None
-    assert loader._decoded.pixels.shape == (ROWS, 16, 16, 3)
-    assert loader._decoded.known.all()
+    kept = Decoded(its, 16, {})
+    assert kept.pixels.shape == (ROWS, 16, 16, 3)
+    groups = np.arange(len(its.rows))
+    every = Rows(np.repeat(groups, its.rows), np.concatenate([np.arange(n) for n in its.rows]))
+    assert its.repeats is not None
+    assert np.bincount(kept.number(every)).tolist() == its.repeats.times.tolist()
 
 
 def test_a_mixture_repeats_rows_of_one_data_set_and_not_of_another(store: MemoryStore) -> None:
