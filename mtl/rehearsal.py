@@ -10,7 +10,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from mtl.agreement import divisor
 from mtl.config import Config, Task
-from mtl.config_rebalance import Rebalance
+from mtl.config_order import Rebalance
 from mtl.data.batch import OK, Batch
 from mtl.data.colour import Standardise
 from mtl.data.columns import LabelArray

@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator
 
 from mtl.config import Task
-from mtl.config_rebalance import Rebalance
+from mtl.config_order import Rebalance
 from mtl.data.manifest import MANIFEST, Index, LabelCount, Manifest
 from mtl.data.reader import Reader
 from mtl.doctor.case import Case

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from mtl.config import Checkpoint, Config, Loader, Loss, Source, Task, parse
-from mtl.config_rebalance import Rebalance
+from mtl.config_order import Rebalance
 from mtl.data.example import Example
 from mtl.data.labels import Value
 from mtl.data.manifest import Index, Label

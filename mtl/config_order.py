@@ -1,4 +1,4 @@
-"""The section of the configuration that has rows of rare classes come more than once an epoch."""
+"""The sections of the configuration that say in which order rows come, and how often in an epoch."""
 
 from collections.abc import Iterator, Mapping
 
@@ -7,6 +7,16 @@ from mtl.task_config import Task, TaskKind
 
 COUNTED: tuple[TaskKind, ...] = ("multiclass", "binary", "multilabel", "ordinal")
 """Kinds of which a row has classes, or has them not."""
+
+
+class Order(Section):
+    """The order of samples: see docs/data.md."""
+
+    lanes: int = identity(16, "fixed virtual readers; bounds the number of workers", ge=1)
+    block_row_groups: int | None = identity(
+        8, "row groups shuffled together in a lane; None makes a lane's whole epoch one block (small data sets)", ge=1
+    )
+    keep_tail: bool = identity(False, "train on the last, incomplete global batch too")
 
 
 class Rebalance(Section):
@@ -22,8 +32,8 @@ class Rebalance(Section):
     cap: int = identity(10, "most times that a row comes in an epoch", ge=2, le=255)
 
 
-def contradictions(rebalance: Rebalance, tasks: Mapping[str, Task]) -> Iterator[str]:
-    """What is wrong with rebalancing by one of these tasks."""
+def impossible_rebalancing(rebalance: Rebalance, tasks: Mapping[str, Task]) -> Iterator[str]:
+    """What is wrong with rebalancing by one of these tasks: it is done already, or can not be done."""
     name = rebalance.task
     if name is None:
         if rebalance != Rebalance():
