@@ -12,6 +12,8 @@ from mtl.balancing_config import Balancing
 from mtl.config_evaluation import Evaluation, contradictions
 from mtl.config_model import Model
 from mtl.config_optimizer import Optimizer
+from mtl.config_order import Order as Order
+from mtl.config_order import Rebalance, impossible_rebalancing
 from mtl.config_resources import Resources as Resources
 from mtl.config_tracking import Tracking
 from mtl.errors import ConfigError
@@ -82,16 +84,6 @@ class Source(Section):
     weight: float = identity(1.0, "samples of it for each one of the first data set", gt=0)
 
 
-class Order(Section):
-    """The order of samples: see docs/data.md."""
-
-    lanes: int = identity(16, "fixed virtual readers; bounds the number of workers", ge=1)
-    block_row_groups: int | None = identity(
-        8, "row groups shuffled together in a lane; None makes a lane's whole epoch one block (small data sets)", ge=1
-    )
-    keep_tail: bool = identity(False, "train on the last, incomplete global batch too")
-
-
 class Loader(Section):
     """How fast samples are read; never which."""
 
@@ -151,6 +143,7 @@ class Config(Section):
     optimizer: Optimizer = identity(Optimizer(), "optimizer")
     balancing: Balancing = identity(Balancing(), "how losses become one")
     order: Order = identity(Order(), "sample order")
+    rebalance: Rebalance = identity(Rebalance(), "rows of rare classes more than once an epoch")
     evaluation: Evaluation = resumable(Evaluation(), "evaluation")
     checkpoint: Checkpoint = resumable(Checkpoint(), "checkpoints")
     loader: Loader = placement(Loader(), "loader")
@@ -227,6 +220,7 @@ def _contradictions(config: Config) -> Iterator[str]:
     if config.precision == "tf32" and not config.resources.gpu:
         yield "precision=tf32 needs GPUs (resources.gpu): CPUs know no TF32"
     yield from contradictions(config.evaluation, config.tasks)
+    yield from impossible_rebalancing(config.rebalance, config.tasks)
     if config.compile and sharing.pattern in ("mtan", "cross-stitch"):
         yield f"compile needs a backbone that runs in one piece, which {sharing.pattern} takes apart"
     if config.resources.accelerator and not config.resources.gpu:

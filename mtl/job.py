@@ -37,6 +37,7 @@ from mtl.parts import (
     compile_backbone,
     initialise,
     micro_batch,
+    peers,
     rank_invariant,
     signal_of,
     strong_of,
@@ -84,7 +85,7 @@ class Job:
         config, runtime, began = self.config, self.runtime, time.perf_counter()
         self.began = now()
         set_numerics(config.precision, deterministic=config.deterministic)
-        sets = training_sets(config)
+        sets = training_sets(config, peers(runtime))
         self.data, self.manifest = sets[0].store, sets[0].manifest
         self.store = open_store(config.storage).child(config.name)
         self.specs = build_specs(config, self.manifest)

@@ -12,6 +12,7 @@ from mtl.data.manifest import Index, Manifest
 from mtl.data.mixture import AnyOrder, Mixture, Source, apportion
 from mtl.data.order import Order
 from mtl.errors import ConfigError
+from mtl.rebalancing import ALONE, Peers, describe, rebalanced
 from mtl.store import Store, open_store
 
 
@@ -25,9 +26,18 @@ class DataSet:
     index: Index
     weight: float = 1.0
 
+    @property
+    def fingerprint(self) -> str:
+        """That of what is read: of images and row layout, and of how often rows come, where some come again."""
+        repeats = self.index.repeats
+        return self.manifest.fingerprint + (f"+{repeats.digest}" if repeats else "")
 
-def training_sets(config: Config) -> list[DataSet]:
-    """The data sets of a run, with the index of their training split; the first one first.
+
+def training_sets(config: Config, peers: Peers = ALONE) -> list[DataSet]:
+    """The data sets of a run, with the index of their training split, rebalanced; the first one first.
+
+    Args:
+        peers: the ranks that call this together, if there are others.
 
     Raises:
         DataError: one is missing, damaged, or has nothing to train on.
@@ -39,7 +49,8 @@ def training_sets(config: Config) -> list[DataSet]:
     for key, address, weight in sources:
         manifest = Manifest.load(store := open_store(address))
         manifest.split("train")
-        found.append(DataSet(key, store, manifest, Index.load(store, "train"), weight))
+        index = rebalanced(config, store, manifest, Index.load(store, "train"), len(found), peers)
+        found.append(DataSet(key, store, manifest, index, weight))
     return found
 
 
@@ -61,7 +72,7 @@ def training_order(config: Config, sets: Sequence[DataSet]) -> AnyOrder:
     if len(sets) == 1:
         return Order(
             first.index.rows,
-            fingerprint=first.manifest.fingerprint,
+            fingerprint=first.fingerprint,
             split="train",
             seed=config.seed,
             lanes=order.lanes,
@@ -78,7 +89,7 @@ def training_order(config: Config, sets: Sequence[DataSet]) -> AnyOrder:
                 do="lower its weight or --global-batch, or leave it out",
             )
     return Mixture(
-        [Source(its.index.rows, its.manifest.fingerprint, its.weight) for its in sets],
+        [Source(its.index.rows, its.fingerprint, its.weight) for its in sets],
         split="train",
         seed=config.seed,
         lanes=order.lanes,
@@ -92,6 +103,14 @@ def shares(sets: Sequence[DataSet], order: AnyOrder, steps: int) -> Iterator[str
     """A line for each data set of a mixture: its size, its part of each batch, its epochs in `steps` steps."""
     for its, part in zip(sets, order.parts, strict=True):
         yield (
-            f"{its.key}: {its.manifest.name}, {part.n:,} images, weight {its.weight:g}; {part.lanes} of {order.lanes} "
-            f"lanes, {part.lanes / order.lanes:.1%} of each batch; {steps / part.steps:.2f} epochs in all"
+            f"{its.key}: {its.manifest.name}, {its.index.images:,} images, weight {its.weight:g}; "
+            f"{part.lanes} of {order.lanes} lanes, {part.lanes / order.lanes:.1%} of each batch; "
+            f"{steps / part.steps:.2f} epochs in all"
         )
+
+
+def classes(config: Config, sets: Sequence[DataSet]) -> Iterator[str]:
+    """A line for each data set that says how its classes are rebalanced; none where they are not asked to be."""
+    for its in sets if config.rebalance.task is not None else ():
+        name = f"{its.key}: " if config.mixture else ""
+        yield name + describe(config, its.manifest, its.index)

@@ -40,6 +40,7 @@ from mtl.model.initial import load_initial
 from mtl.model.resolution import check_evaluated
 from mtl.overfit import Repeated
 from mtl.precision import Precision
+from mtl.rebalancing import Peers
 from mtl.runtime import Runtime
 from mtl.store import Store
 from mtl.tasks import TaskSpec, build
@@ -187,6 +188,11 @@ def training_loader(
     if config.overfit_batch:
         return Repeated(build_loader(config, specs, sets, order, range(1), runtime), steps, order.steps)
     return build_loader(config, specs, sets, order, steps, runtime)
+
+
+def peers(runtime: Runtime) -> Peers:
+    """The ranks of `runtime` as those that read labels together."""
+    return Peers(runtime.rank, runtime.world_size, lambda values: runtime.sum(torch.from_numpy(values)).numpy())
 
 
 def targets(config: Config, specs: list[TaskSpec]) -> tuple[Target, ...]:

@@ -16,7 +16,7 @@ from mtl.data.mixture import AnyOrder
 from mtl.data.order import I64
 from mtl.errors import CheckpointError, ConfigError, NotFound, RunError
 from mtl.label_checks import check_mixed, check_tasks
-from mtl.mixing import DataSet, shares, training_order, training_sets
+from mtl.mixing import DataSet, classes, shares, training_order, training_sets
 from mtl.record import Record, read
 from mtl.schema import differences
 from mtl.store import Store, open_store
@@ -44,6 +44,7 @@ class Plan:
         return [
             f"data     {self.manifest.name}: {rows:,} training images, {len(self.manifest.labels)} labels",
             *(f"mixture  {line}" for line in shares(self.sets, order, steps) if config.mixture),
+            *(f"classes  {line}" for line in classes(config, self.sets)),
             f"batch    {config.global_batch} = {counted(workers, 'worker')} x {config.global_batch / workers:g}; "
             f"{counted(order.steps, 'step')} an epoch, {steps:,} in all",
             *(f"rate     {scaled}" for scaled in [config.optimizer.scaled(config.global_batch)] if scaled),
@@ -86,10 +87,11 @@ def check_order(config: Config, sets: Sequence[DataSet]) -> tuple[AnyOrder, Foot
     order, manifest = training_order(config, sets), sets[0].manifest
     lengths, limit = np.concatenate([its.index.length for its in sets]), config.loader.memory_gb * 1e9
     workers = fewest_workers(config)
-    held = _footprint(config, manifest, order, lengths, workers)
+    images = sum(its.index.images for its in sets)
+    held = _footprint(config, manifest, order, lengths, images, workers)
     if held.total > limit:
-        fits = (n for n in worker_counts(config) if _footprint(config, manifest, order, lengths, n).total <= limit)
-        enough = next(fits, None)
+        sizes = ((n, _footprint(config, manifest, order, lengths, images, n).total) for n in worker_counts(config))
+        enough = next((n for n, size in sizes if size <= limit), None)
         raise ConfigError(
             "The read path does not fit into memory.",
             got=f"{held.describe()}, of {workers}",
@@ -100,7 +102,9 @@ def check_order(config: Config, sets: Sequence[DataSet]) -> tuple[AnyOrder, Foot
     return order, held
 
 
-def _footprint(config: Config, manifest: Manifest, order: AnyOrder, lengths: I64, workers: int) -> Footprint:
+def _footprint(
+    config: Config, manifest: Manifest, order: AnyOrder, lengths: I64, images: int, workers: int
+) -> Footprint:
     ahead = {
         "prefetch_batches": config.loader.prefetch_batches,
         "prefetch_bytes": int(config.loader.prefetch_mb * 1e6),
@@ -112,6 +116,7 @@ def _footprint(config: Config, manifest: Manifest, order: AnyOrder, lengths: I64
         size_px=config.augment.size_px,
         label_entries=sum(_entries(task, manifest) for task in config.tasks.values()),
         memory=config.loader.memory,
+        images=images,
         **ahead,
     )
     evaluation = evaluation_bytes(

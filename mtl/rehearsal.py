@@ -13,6 +13,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from mtl.agreement import divisor
 from mtl.config import Config, Task
+from mtl.config_order import Rebalance
 from mtl.data.batch import OK, Batch
 from mtl.data.colour import Standardise
 from mtl.data.columns import LabelArray
@@ -210,8 +211,8 @@ def _blank(config: Config, specs: list[TaskSpec]) -> Batch:
 
 def _first_batch(config: Config, specs: list[TaskSpec]) -> Batch:
     """The first sample of each lane, as training will see it."""
-    sets = training_sets(config)
-    few = config.model_copy(update={"global_batch": config.order.lanes})
+    few = config.model_copy(update={"global_batch": config.order.lanes, "rebalance": Rebalance()})
+    sets = training_sets(few)
     few = few.model_copy(update={"model": config.model.model_copy(update={"batch_norm": "local"})})
     loader = build_loader(few, specs, sets, training_order(few, sets), range(1), solitary())
     try:

@@ -53,6 +53,7 @@ def footprint(
     prefetch_batches: int,
     prefetch_bytes: int,
     memory: Literal["none", "encoded", "decoded"],
+    images: int | None = None,
 ) -> Footprint:
     """What a loader takes on the worker with most lanes.
 
@@ -60,6 +61,7 @@ def footprint(
         lengths: bytes of each row group [R].
         label_entries: numbers in all labels of a sample together.
         size_px, prefetch_batches, prefetch_bytes, memory: of the loader.
+        images: rows on storage; None where the order repeats none.
     """
     lanes = -(-order.lanes // world_size)
     each, whole = _blocks(order, lengths), int(lengths.sum())
@@ -71,7 +73,7 @@ def footprint(
     if memory == "encoded":
         blocks, reading, kept = 0, 0, whole  # what is read is kept, and nothing else is held
     elif memory == "decoded":
-        kept = decoded_bytes(int(order.rows.sum()), size_px, label_entries)
+        kept = decoded_bytes(int(order.rows.sum()) if images is None else images, size_px, label_entries)
     return Footprint(blocks, ahead * batch + reading, 2 * batch, kept)
 
 

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from mtl.data.columns import LabelArray
 from mtl.data.manifest import Index
 from mtl.data.reader import Reader, RowGroup
+from mtl.data.repeats import Repeats
 
 
 @final
@@ -54,4 +55,13 @@ def _concatenated(readers: Sequence[Reader]) -> Index:
         shard_bytes=together("shard_bytes"),
         footer_offset=together("footer_offset"),
         footer_length=together("footer_length"),
+        repeats=_repeats(indices),
     )
+
+
+def _repeats(indices: Sequence[Index]) -> Repeats | None:
+    if all(index.repeats is None for index in indices):
+        return None
+    each = [index.repeats or Repeats.of(np.ones(index.images, np.uint8), index.rows) for index in indices]
+    rows = np.concatenate([np.diff(its.first) for its in each])
+    return Repeats.of(np.concatenate([its.times for its in each]), rows)

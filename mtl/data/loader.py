@@ -75,13 +75,13 @@ class Loader:
         self._decode, self._threads = ThreadPoolExecutor(threads, "mtl-decode"), threads
         self._pending: deque[_Pending] = deque()
         self._decoded: Decoded | None = None
+        index = reader.index
         if memory == "decoded":
-            labels = {t.task: t.empty(int(order.rows.sum())) for t in targets}
-            self._decoded = Decoded(order.rows, view.size_px, labels)
+            labels = {t.task: t.empty(index.images) for t in targets}
+            self._decoded = Decoded(index, view.size_px, labels)
         local_batch = -(-order.lanes // world_size) * (order.global_batch // order.lanes)
         batch_bytes = local_batch * 3 * view.size_px**2
         self._prefetch, ahead_bytes = split_prefetch(prefetch_bytes, prefetch_batches, batch_bytes)
-        index = reader.index
         self._once = (index.length >= _WORTH_BYTES * index.rows) & (memory == "none")
         self._lanes = Lanes(
             order,
@@ -171,17 +171,17 @@ class Loader:
                 values = labels[target.task]
                 values[:] = target.mirror(values, draws.flip)
         colour[:] = draws.colour
-        index = self._reader.index
         return _Made(
             ledger(made.epoch, positions, ids, status),
-            [
-                Bad(int(positions[i]), index.shard_path[int(index.shard[rows.group[i]])], int(rows.row[i]), reason)
-                for i, reason in sorted(refused.items())
-            ],
+            [self._bad(int(positions[i]), rows.group[i], rows.row[i], why) for i, why in sorted(refused.items())],
             reading_s=working - began,
             making_s=time.perf_counter() - working,
             cpu_s=time.thread_time() - cpu,
         )
+
+    def _bad(self, position: int, group: np.int64, row: np.int64, reason: str) -> Bad:
+        index = self._reader.index
+        return Bad(position, index.shard_path[int(index.shard[group])], index.on_storage(int(group), int(row)), reason)
 
     def _render(
         self, images: U8, labels: dict[str, LabelArray], part: Located, groups: dict[int, RowGroup], draws: Draws

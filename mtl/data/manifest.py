@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
+from mtl.data.repeats import Repeats
 from mtl.errors import DataError, NotFound
 from mtl.store import Store
 
@@ -176,6 +177,8 @@ class Index:
     Byte range of row group i: [offset[i], offset[i] + length[i]) of shard `shard_path[shard[i]]`; `checksum[i]` is the
     xxh3-64 of those bytes. `ordinal[i]` is its number within the shard. Per shard (length S): size in bytes and the
     byte range of its footer within footers.bin.
+
+    With `repeats`, `rows` counts copies: row groups are to be read with some of their rows more than once.
     """
 
     rows: npt.NDArray[np.int64]
@@ -188,6 +191,16 @@ class Index:
     shard_bytes: npt.NDArray[np.int64]
     footer_offset: npt.NDArray[np.int64]
     footer_length: npt.NDArray[np.int64]
+    repeats: Repeats | None = None
+
+    @property
+    def images(self) -> int:
+        """How many rows are on storage."""
+        return int(self.rows.sum()) if self.repeats is None else len(self.repeats.times)
+
+    def on_storage(self, number: int, row: int) -> int:
+        """Which row of row group `number` on storage its row `row`, as it is read, is."""
+        return row if self.repeats is None else int(self.repeats.on_storage(number)[row])
 
     @classmethod
     def load(cls, store: Store, split: str) -> Self:

@@ -54,18 +54,19 @@ class Encoded:
 class Decoded:
     """The samples of a split of N rows as a view renders them before anything is random, each kept when it first comes.
 
-    Rows are numbered through the split; `known` bool [N] says which are here. The arrays of the others hold nothing:
+    Rows are numbered as on storage; `known` bool [N] says which are here. The arrays of the others hold nothing:
     pixels uint8 [N, size, size, 3]; ids uint64 [N]; labels[task] [N, ...]; `refused` says why images were not decoded.
 
     Args:
-        rows: of each row group [R].
+        index: of the split; all copies of a row that it repeats are one here.
         size_px: side of the rendered samples.
         labels: arrays of N missing labels, by task.
     """
 
-    def __init__(self, rows: I64, size_px: int, labels: dict[str, LabelArray]) -> None:
-        n = int(rows.sum())
-        self._starts = np.cumsum(rows) - rows
+    def __init__(self, index: Index, size_px: int, labels: dict[str, LabelArray]) -> None:
+        n = index.images
+        self._starts = np.cumsum(index.rows) - index.rows
+        self._repeats = index.repeats
         self.known = np.zeros(n, np.bool_)
         self.pixels = np.empty((n, size_px, size_px, 3), np.uint8)  # untouched pages take no memory
         self.ids = np.empty(n, np.uint64)
@@ -74,7 +75,8 @@ class Decoded:
 
     def number(self, rows: Rows) -> I64:
         """The numbers [n] of rows."""
-        return self._starts[rows.group] + rows.row
+        read = self._starts[rows.group] + rows.row
+        return read if self._repeats is None else self._repeats.numbers[read]
 
     def unknown(self, rows: Rows) -> npt.NDArray[np.bool_]:
         """Which of some rows [n] are not here yet."""

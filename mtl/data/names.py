@@ -1,14 +1,13 @@
 """The ids of the images of some steps, for people: read from the shards, without the images."""
 
 from collections.abc import Iterator, Sequence
-from typing import final
 
 import numpy as np
 import pyarrow.parquet as pq
 
 from mtl.data.manifest import Index
 from mtl.data.mixture import AnyOrder
-from mtl.data.seekable import Seekable
+from mtl.data.seekable import Ranged
 from mtl.store import Store
 
 
@@ -53,22 +52,6 @@ def _rows(order: AnyOrder, step: int) -> Iterator[tuple[int, int]]:
 
 def _read(store: Store, index: Index, number: int) -> list[str]:
     shard = int(index.shard[number])
-    file = pq.ParquetFile(_Ranged(store, index.shard_path[shard], int(index.shard_bytes[shard])))
-    return file.read_row_group(int(index.ordinal[number]), columns=["image_id"])["image_id"].to_pylist()
-
-
-@final
-class _Ranged(Seekable):
-    """An object of which only what is asked for is fetched."""
-
-    def __init__(self, store: Store, key: str, size: int) -> None:
-        super().__init__(size)
-        self._store, self._key = store, key
-
-    def read(self, size: int = -1) -> bytes:  # pyright: ignore[reportIncompatibleMethodOverride]
-        wanted = min(size if size >= 0 else self.size, self.size - self.at)
-        if wanted <= 0:
-            return b""
-        data = self._store.get_range(self._key, self.at, wanted)
-        self.at += wanted
-        return bytes(data)
+    file = pq.ParquetFile(Ranged(store, index.shard_path[shard], int(index.shard_bytes[shard])))
+    names = file.read_row_group(int(index.ordinal[number]), columns=["image_id"])["image_id"].to_pylist()
+    return names if index.repeats is None else [names[row] for row in index.repeats.on_storage(number).tolist()]

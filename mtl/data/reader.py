@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 from typing import final
 
 import numpy as np
@@ -32,6 +32,7 @@ class RowGroup:
     `labels[column]` is int64 [n] with -1 for missing, or float32 [n] with NaN; lists of w entries are [n, w]: see
     mtl/data/columns.py. `ids` are xxh3-64 of the image ids, uint64 [n].
     `address` is where `data` lies, if this row group alone uses that memory.
+    `origin` tells copies of a row: rows with the same number, one after another, int64 [n]; None without any.
     """
 
     number: int
@@ -41,6 +42,7 @@ class RowGroup:
     ids: npt.NDArray[np.uint64]
     labels: dict[str, LabelArray]
     address: int | None = None
+    origin: npt.NDArray[np.int64] | None = None
     _gone: set[int] = field(default_factory=set[int])
 
     def image(self, row: int) -> memoryview:
@@ -49,10 +51,22 @@ class RowGroup:
         return self.data[self.first[row] : self.stop[row]]
 
     def give_back(self, row: int) -> None:
-        """Free the memory of the image of `row`, for which nobody asks again."""
-        if self.address is not None:
-            self._gone.add(row)
-            give_back(self.address + int(self.first[row]), int(self.stop[row] - self.first[row]))
+        """Free the memory of the image of `row`, for which nobody asks again: with the last of its copies."""
+        if self.address is None:
+            return
+        self._gone.add(row)
+        if self.origin is not None:
+            origin = self.origin[row]
+            copies = range(*(int(np.searchsorted(self.origin, origin + end)) for end in (0, 1)))
+            if not self._gone.issuperset(copies):
+                return
+        give_back(self.address + int(self.first[row]), int(self.stop[row] - self.first[row]))
+
+    def repeated(self, rows: npt.NDArray[np.int64]) -> "RowGroup":
+        """The same memory with other rows, of which number i is row `rows[i]` of this one: int64 [n], ascending."""
+        labels: dict[str, LabelArray] = {name: values[rows] for name, values in self.labels.items()}
+        first, stop, ids = self.first[rows], self.stop[rows], self.ids[rows]
+        return replace(self, first=first, stop=stop, ids=ids, labels=labels, origin=rows, _gone=set[int]())
 
 
 @final
@@ -109,7 +123,7 @@ class Reader:
         self._storage_s = self._parse_s = 0.0
 
     def read(self, number: int) -> RowGroup:
-        """Fetch and decode row group `number`.
+        """Fetch and decode row group `number`, with its rows as often as the index says.
 
         Raises:
             StoreError: storage failed, or the shard was rewritten meanwhile.
@@ -141,6 +155,8 @@ class Reader:
                 f"{name} can not be decoded: {error}",
                 do="index, footers and shards contradict each other: write it again with jobs/prepare.py --overwrite",
             ) from error
+        if index.repeats is not None:
+            group = group.repeated(index.repeats.on_storage(number))
         self._count(parse_s=time.perf_counter() - began)
         return group
 

@@ -4,13 +4,14 @@ import time
 from collections.abc import Iterator
 
 from mtl.config import Task
+from mtl.config_order import Rebalance
 from mtl.data.manifest import MANIFEST, Index, LabelCount, Manifest
 from mtl.data.reader import Reader
 from mtl.doctor.case import Case
 from mtl.errors import DataError, MtlError, NotFound, StoreError
 from mtl.findings import Finding
 from mtl.label_checks import check_mixed, check_task
-from mtl.mixing import shares, training_sets
+from mtl.mixing import classes, shares, training_sets
 from mtl.preflight import check_order
 from mtl.store import Store, open_store
 from mtl.store.identity import identity
@@ -100,7 +101,7 @@ def labels(case: Case) -> Iterator[Finding]:
         else:
             yield Finding("ok", "labels", told)
 
-    for other in training_sets(case.config)[1:]:
+    for other in training_sets(case.config.model_copy(update={"rebalance": Rebalance()}))[1:]:
         try:
             check_mixed(case.config, case.manifest, other.key, other.manifest)
         except MtlError as error:
@@ -125,6 +126,8 @@ def order(case: Case) -> Iterator[Finding]:
     epochs = case.config.epochs
     told = f"{found.steps:,} steps an epoch, {found.steps * epochs:,} in {epochs} epochs; memory: "
     yield Finding("ok", "order", f"{told}{held.describe()}; order {found.order_id}")
+    for line in classes(case.config, sets):
+        yield Finding("ok", "order", line)
     if case.config.mixture:
         for line in shares(sets, found, found.steps * epochs):
             yield Finding("ok", "order", line)
