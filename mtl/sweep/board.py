@@ -171,7 +171,7 @@ class Board:
         """
         with self._lock:
             trial = self._under_way[name]
-            trial = trial.model_copy(update={"epoch": epoch, "val": _plain(val)})
+            trial = trial.model_copy(update={"epoch": epoch, "val": self._judged(val)})
             value = self.value(trial)
             if value is not None:
                 earlier = tuple(seen for seen in trial.history if seen[0] < epoch)
@@ -206,7 +206,7 @@ class Board:
             update: dict[str, Any] = {"status": status, "seconds": time.monotonic() - self._began[name]}
             update["error"] = error or None
             if outcome == "finished":
-                update |= {"epoch": self.config.epochs, "val": _plain(val or {}), "test": _plain(test or {})}
+                update |= {"epoch": self.config.epochs, "val": self._judged(val), "test": self._judged(test)}
             self._write(trial.model_copy(update=update))
             self._ended += status != "started"
             words = {"started": "stopped, committed", "pruned": f"pruned after epoch {trial.epoch}"}
@@ -229,6 +229,11 @@ class Board:
         """The primary metric of each task of a trial, for people."""
         kinds = self.objective.kinds
         return {task: shown(primary(kinds[task]), metrics[primary(kinds[task])]) for task, metrics in trial.val.items()}
+
+    def _judged(self, metrics: Metrics | None) -> dict[str, dict[str, float]]:
+        """Those of tasks that trials are judged by: the others, of weight 0, are evaluated as well."""
+        theirs = {task: of_task for task, of_task in (metrics or {}).items() if task in self.objective.kinds}
+        return {task: {name: float(value) for name, value in of_task.items()} for task, of_task in theirs.items()}
 
     def progress(self) -> str:
         """How far the sweep is, the best so far, and the time left."""
@@ -276,7 +281,3 @@ class Board:
             return record.model_copy(update={"trials": tuple(trials if known else [*trials, trial])})
 
         self._file.change(put, self.terms.record)
-
-
-def _plain(metrics: Metrics) -> dict[str, dict[str, float]]:
-    return {task: {name: float(value) for name, value in of_task.items()} for task, of_task in metrics.items()}

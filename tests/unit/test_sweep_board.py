@@ -48,6 +48,19 @@ def test_every_trial_is_a_run_of_its_own_below_the_sweep(tmp_path: Path) -> None
     assert weights == pytest.approx([2] * 4, rel=1e-3)
 
 
+def test_a_task_without_a_weight_is_no_part_of_the_sweep(tmp_path: Path) -> None:
+    tasks = {**TWO, "kind": Task(kind="multiclass", label="kind", weight=0)}
+    config = tiny_config("data", tmp_path, name="sweep", tasks=tasks, epochs=4)
+    said: list[str] = []
+    with board_at(tmp_path, said, config=config) as board:
+        execute(board)
+        assert [trial.id for trial in board.trials][:3] == BASELINES
+        assert board.best is not None
+        assert all(trial.val.keys() == TWO.keys() for trial in board.trials if trial.kind != "single")
+        assert {board.terms.config_of(trial).tasks["kind"].weight for trial in board.trials[2:]} == {0}
+    assert not any("kind " in line for line in said)
+
+
 def test_the_best_is_chosen_among_finished_trials_of_all_tasks(tmp_path: Path) -> None:
     with board_at(tmp_path, trials=8) as board:
         execute(board)
