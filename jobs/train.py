@@ -36,11 +36,7 @@ def main() -> int:
 
     if plan.record is not None and plan.record.status == "finished":
         return console.conclude(config, session.already(plan.record, console))
-    if config.augment.eval_size_px is not None:
-        console.line(f"trying the model on images of {config.augment.eval_size_px} px, as evaluation has them")
-        from mtl.parts import build_model, build_specs
-
-        build_model(config, build_specs(config, plan.manifest))
+    session.try_model(config, plan.manifest, console)
     if config.runtime == "ray":
         console.line("joining Ray")
         from mtl.on_ray.train import train

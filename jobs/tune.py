@@ -10,7 +10,7 @@ from mtl import cli
 
 def main() -> int:
     """Parse, check, execute the trials, show what they found."""
-    from mtl import embedded, preflight
+    from mtl import embedded, preflight, session
     from mtl.console import RunConsole
     from mtl.sweep import arguments
     from mtl.sweep.board import Board
@@ -24,11 +24,7 @@ def main() -> int:
     plan = preflight.check(trial)
     for line in (*plan.describe(config), *board.terms.describe()):
         console.line(line)
-    if config.augment.eval_size_px is not None:
-        console.line(f"trying the model on images of {config.augment.eval_size_px} px, as evaluation has them")
-        from mtl.parts import build_model, build_specs
-
-        build_model(trial, build_specs(trial, plan.manifest))
+    session.try_model(trial, plan.manifest, console)
 
     with board:
         if not board.finished:

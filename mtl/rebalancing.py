@@ -17,7 +17,7 @@ from mtl.config import Config
 from mtl.data.keyed import key
 from mtl.data.label_columns import shard_classes
 from mtl.data.manifest import Index, Manifest
-from mtl.data.repeats import F64, I64, Repeats, class_counts, class_factors, resolved, row_factors
+from mtl.data.repeats import F64, I64, Repeats, class_counts, class_factors, edges, resolved, row_factors
 from mtl.errors import DataError
 from mtl.store import Store
 
@@ -51,7 +51,7 @@ def rebalanced(config: Config, store: Store, manifest: Manifest, index: Index, n
     if expected is None or factors is None or factors.max() == 1:
         return index
     columns, seed = _columns(config), key("source", config.seed, number)
-    starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(index.rows)])
+    starts = edges(index.rows)
     times = np.zeros(index.images, np.uint8)
 
     def fill(shard: int) -> I64:

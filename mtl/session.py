@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from mtl.config import Config
+from mtl.data.manifest import Manifest
 from mtl.lease import Lease, acquire
 from mtl.record import Record
 from mtl.store import open_store
@@ -59,3 +60,17 @@ def _release_failed(lease: Lease) -> None:
     except Exception:
         # The error that brought us here is the one to show; an unreleased lease expires by itself.
         return
+
+
+def try_model(config: Config, manifest: Manifest, console: Says) -> None:
+    """Build the model before anything starts, where evaluation has images of a size that it may not take.
+
+    Raises:
+        ConfigError: it takes none of that size, or can not be built.
+    """
+    if config.augment.eval_size_px is None:
+        return
+    console.line(f"trying the model on images of {config.augment.eval_size_px} px, as evaluation has them")
+    from mtl.parts import build_model, build_specs
+
+    build_model(config, build_specs(config, manifest))

@@ -68,6 +68,11 @@ def resolved(factors: F64, first_row: int, seed: int) -> U8:
     return (whole + (chance < factors - whole)).astype(np.uint8)
 
 
+def edges(sizes: I64 | U8) -> I64:
+    """Where each of n consecutive parts begins, and the last one ends: int64 [n + 1]."""
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes, dtype=np.int64)])
+
+
 @final
 @dataclass(frozen=True)
 class Repeats:
@@ -83,13 +88,12 @@ class Repeats:
     @classmethod
     def of(cls, times: U8, rows: I64) -> Self:
         """Row groups of `rows` [R] rows on storage, which come `times` [N]."""
-        return cls(times, np.concatenate([np.zeros(1, np.int64), np.cumsum(rows, dtype=np.int64)]))
+        return cls(times, edges(rows))
 
     @property
     def rows(self) -> I64:
         """Rows of each row group with all copies: int64 [R]."""
-        before = np.concatenate([np.zeros(1, np.int64), np.cumsum(self.times, dtype=np.int64)])
-        return np.diff(before[self.first])
+        return np.diff(edges(self.times)[self.first])
 
     def on_storage(self, number: int) -> I64:
         """For each row of row group `number` as it is read, which of its rows on storage that is: int64 [n]."""

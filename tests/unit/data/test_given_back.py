@@ -16,6 +16,7 @@ from mtl.data.reader import Reader, RowGroup
 from mtl.data.transforms import TrainView
 from tests.helpers.datasets import tiny
 from tests.helpers.memory_store import MemoryStore
+from tests.helpers.orders import Case
 
 TARGETS = (Target("what", "object", integer=True), Target("where", "angle", integer=False))
 
@@ -27,16 +28,10 @@ def reader() -> Reader:
 
 
 def order(reader: Reader, lanes: int, block: int | None, batch: int) -> Order:
-    return Order(
-        reader.index.rows,
-        fingerprint="x",
-        split="train",
-        seed=1,
-        lanes=lanes,
-        block_row_groups=block,
-        global_batch=batch,
-        keep_tail=False,
-    )
+    rows = tuple(reader.index.rows.tolist())
+    return Case(
+        rows=rows, fingerprint="x", seed=1, lanes=lanes, block_row_groups=block, global_batch=batch, keep_tail=False
+    ).order()
 
 
 def mixture(reader: Reader, steps: int) -> Mixture:

@@ -25,6 +25,7 @@ from mtl.data.repeats import Repeats
 from mtl.data.transforms import TrainView
 from tests.helpers.datasets import damage, tiny
 from tests.helpers.memory_store import MemoryStore
+from tests.helpers.orders import Case
 from tests.helpers.restore import assert_restores
 
 TARGETS = (Target("what", "object", integer=True), Target("where", "angle", integer=False))
@@ -51,16 +52,8 @@ def index(store: MemoryStore, seed: int = 0, most: int = 4) -> Index:
 
 
 def order(its: Index, lanes: int = 4, block: int | None = 2, batch: int = 8) -> Order:
-    return Order(
-        its.rows,
-        fingerprint="x",
-        split="train",
-        seed=1,
-        lanes=lanes,
-        block_row_groups=block,
-        global_batch=batch,
-        keep_tail=True,
-    )
+    rows = tuple(its.rows.tolist())
+    return Case(rows=rows, fingerprint="x", seed=1, lanes=lanes, block_row_groups=block, global_batch=batch).order()
 
 
 def delivered(store: MemoryStore, its: Index, by: Order, steps: range, **more: Any) -> list[Batch]:
