@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from mtl.config import Config
 from mtl.errors import MtlError
 from mtl.goodput import Account
 
@@ -44,7 +45,8 @@ class Scale:
     """What images/s are measured against.
 
     Attributes:
-        flops_per_image: of a forward and a backward, multiplications and additions; None where they can not be counted.
+        flops_per_image: of a forward and a backward on a full image, multiplications and additions; None where they can
+            not be counted.
         peak_flops: FLOP/s of one worker's device, None where it is not known.
         measured: whether the peak is what this processor reached in a product of two matrices.
         price_per_hour: of a worker.
@@ -55,11 +57,15 @@ class Scale:
     measured: bool
     price_per_hour: float | None
 
-    def row(self, images_per_s: float, workers: int, images_per_epoch: int) -> dict[str, float]:
-        """What is known at this speed: mfu, the share of the peak, and cost_per_epoch."""
+    def row(self, images_per_s: float, workers: int, images_per_epoch: int, area: float = 1.0) -> dict[str, float]:
+        """What is known at this speed: mfu, the share of the peak, and cost_per_epoch.
+
+        Args:
+            area: of these images, over that of full ones.
+        """
         found: dict[str, float] = {}
         if self.flops_per_image is not None and self.peak_flops is not None:
-            found["mfu"] = images_per_s * self.flops_per_image / (self.peak_flops * workers)
+            found["mfu"] = images_per_s * self.flops_per_image * area / (self.peak_flops * workers)
         if self.price_per_hour is not None and images_per_s > 0:
             found["cost_per_epoch"] = self.price_per_hour * workers * images_per_epoch / images_per_s / 3600
         return found
@@ -79,31 +85,30 @@ class Scale:
         return f"{line}; {whose} {self.peak_flops / 1e9:,.0f} GFLOP/s, which MFU is a share of"
 
 
-def scale(model: nn.Module, size_px: int, device: torch.device, precision: str, price_per_hour: float | None) -> Scale:
-    """What a worker's images/s are measured against. Takes a moment: the model is traced, and a CPU's peak measured.
-
-    Args:
-        precision: fp32, tf32, bf16 or fp16: in which convolutions and products are computed.
-    """
-    flops = flops_per_image(model, size_px)
+def scale(model: nn.Module, config: Config, device: torch.device) -> Scale:
+    """What a worker's images/s are measured against. Takes a moment: the model is traced, and a CPU's peak measured."""
+    flops, price = flops_per_image(model, config.augment.size_px), config.resources.price_per_hour
     if device.type == "cuda":
-        return Scale(flops, peak(torch.cuda.get_device_name(device), precision), False, price_per_hour)
-    return Scale(flops, measured_peak(), True, price_per_hour)
+        return Scale(flops, peak(torch.cuda.get_device_name(device), config.precision), False, price)
+    return Scale(flops, measured_peak(), True, price)
 
 
-def totals(accounts: Sequence[Account], *, useful_s: float, images: int, epochs: float) -> dict[str, float]:
+def totals(
+    accounts: Sequence[Account], *, useful_s: float, images: int, epochs: float, area: float = 1.0
+) -> dict[str, float]:
     """What a whole run comes to: images_per_s and mfu over its useful time, cost and cost_per_epoch over all its time.
 
     Args:
         accounts: of its attempts, which the workers and the price may differ between.
         images: trained on in useful_s.
         epochs: that those are.
+        area: of those images, over that of full ones.
     """
     if not accounts or useful_s <= 0 or epochs <= 0 or not all("scale" in account for account in accounts):
         return {}  # nothing was trained, or an earlier version of mtl did a part of it
     last, rate = accounts[-1], images / useful_s
     found = {"images_per_s": rate}
-    if "mfu" in (row := Scale(**last["scale"]).row(rate, last["workers"], images)):
+    if "mfu" in (row := Scale(**last["scale"]).row(rate, last["workers"], images, area)):
         found["mfu"] = row["mfu"]
     prices = [account["scale"]["price_per_hour"] for account in accounts]
     if all(price is not None for price in prices):

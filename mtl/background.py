@@ -8,10 +8,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self, final
 
+from mtl.errors import StoreError
+
 Event = dict[str, Any]
 
 LAST_S = 60.0
 """How long work under way is waited for when something else fails."""
+
+AWAY_S, FIRST_PAUSE_S, LONGEST_PAUSE_S = 120.0, 1.0, 8.0
+"""For how long storage may be away, and the pauses between tries, which double. Reads wait as long: store/patience."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +28,9 @@ class _Work:
 @final
 class Background:
     """Runs what it is given in order. What has not begun gives way to what comes later, so at most one waits.
+
+    Storage that fails may be back soon, and a restart of the workers would not bring it back sooner: work that meets it
+    is done again, which must be harmless.
 
     Leaving its context waits for all work and raises what it raised; where something else has failed, it waits a while
     and adds nothing.
@@ -51,7 +59,7 @@ class Background:
             what an earlier work raised.
         """
         if not self._threaded:
-            self._events += run()
+            self._events += self._insist(run)
             self.watch()
             return
         self.watch()
@@ -95,6 +103,23 @@ class Background:
             while (self._busy or self._waiting) and self._error is None and time.monotonic() < until_s:
                 self._changed.wait(timeout=0.1)  # in pieces, so that signals are heard
 
+    def _insist(self, run: Callable[[], list[Event]]) -> list[Event]:
+        """What `run` returns, once storage that is away has come back."""
+        until_s, pause_s = time.monotonic() + AWAY_S, FIRST_PAUSE_S
+        while True:
+            try:
+                return run()
+            except StoreError as error:
+                # Its subclasses do not pass by themselves: no such bucket, access denied, a full disk.
+                if type(error) is not StoreError or time.monotonic() + pause_s > until_s:
+                    raise
+                if pause_s == FIRST_PAUSE_S:
+                    self._events.append({"kind": "note", "text": f"a commit waits for storage: {error.what}"})
+                    if not self._threaded:
+                        self.watch()
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
     def _work(self) -> None:
         while True:
             with self._changed:
@@ -105,7 +130,7 @@ class Background:
                 work, self._busy = self._waiting.popleft(), True
                 self._changed.notify_all()
             try:
-                self._events += work.run()
+                self._events += self._insist(work.run)
             except BaseException as error:
                 with self._changed:
                     self._error, self._busy = error, False

@@ -9,6 +9,7 @@ import yaml
 from pydantic import ValidationError, model_validator
 
 from mtl.balancing_config import Balancing
+from mtl.config_augment import Augment as Augment
 from mtl.config_evaluation import Evaluation, contradictions
 from mtl.config_model import Model
 from mtl.config_optimizer import Optimizer
@@ -25,56 +26,6 @@ from mtl.task_config import TaskKind as TaskKind
 SCHEMA_VERSION = 1
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,62}")  # part of flags, metrics' names and files
-
-
-class Augment(Section):
-    """Pixels in: training augmentation and the evaluation view. Standardisation is the data set's own."""
-
-    size_px: int = identity(224, "side of the square image that the model sees", ge=8)
-    crop: Literal["none", "resized", "padded"] = identity(
-        "resized", "training view: whole image resized | random part resized | random shift within a padded border"
-    )
-    crop_scale: tuple[float, float] = identity((0.35, 1.0), "share of the area that a resized crop keeps")
-    crop_ratio: tuple[float, float] = identity((0.75, 4 / 3), "aspect ratio of a resized crop")
-    crop_pad_px: int = identity(4, "border of a padded crop, in pixels of the final size", ge=0)
-    flip: float = identity(0.5, "probability of a horizontal mirror", ge=0, le=1)
-    brightness: float = identity(0.2, "brightness is multiplied by a factor within 1 +- this", ge=0, le=1)
-    contrast: float = identity(0.0, "contrast is multiplied by a factor within 1 +- this", ge=0, le=1)
-    saturation: float = identity(0.0, "saturation is multiplied by a factor within 1 +- this", ge=0, le=1)
-    erase: float = identity(0.0, "probability that a random rectangle is replaced by the mean colour", ge=0, le=1)
-    mixup: float = identity(0.0, "two samples are averaged, labels too, at a share of Beta(this, this)", ge=0, le=1)
-    cutmix: float = identity(
-        0.0, "a square of a sample is another's, its share of the labels too; area of Beta(this, this)", ge=0, le=1
-    )
-    pixels: Literal["fast", "exact"] = identity(
-        "fast", "JPEG shrunk while it is decoded, bilinear resizing; or full decoding and area means: 1.6 times the CPU"
-    )
-    eval_resize_px: int = resumable(256, "evaluation: short side before the centre crop to eval_size_px", ge=8)
-    eval_size_px: int | None = resumable(None, "evaluation: side of that crop; None is size_px", ge=8)
-
-    @property
-    def evaluated_px(self) -> int:
-        """Side of the images that the model sees in evaluation."""
-        return self.eval_size_px or self.size_px
-
-    @model_validator(mode="after")
-    def _ranges(self) -> Self:
-        scale, ratio = self.crop_scale, self.crop_ratio
-        if not 0 < scale[0] <= scale[1] <= 1:
-            raise ConfigError(
-                "augment.crop_scale is no range.", got=scale, expected="low and high, 0 < low <= high <= 1"
-            )
-        if not 0 < ratio[0] <= ratio[1]:
-            raise ConfigError("augment.crop_ratio is no range.", got=ratio, expected="low and high, 0 < low <= high")
-        if self.eval_resize_px < self.evaluated_px:
-            side = "size_px" if self.eval_size_px is None else "eval_size_px"
-            raise ConfigError(
-                "augment.eval_resize_px is smaller than what the model sees.",
-                got=self.eval_resize_px,
-                expected=f"at least augment.{side} = {self.evaluated_px}",
-                do=f"set both: --augment.{side.replace('_', '-')} and --augment.eval-resize-px",
-            )
-        return self
 
 
 class Source(Section):

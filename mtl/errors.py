@@ -70,6 +70,11 @@ class AccessDenied(StoreError):
 
 
 @final
+class NoSpace(StoreError):
+    """The disk is full."""
+
+
+@final
 class Conflict(StoreError):
     """A conditional write lost the race."""
 

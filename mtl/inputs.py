@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mtl.data.batch import Batch
 from mtl.data.colour import Standardise
+from mtl.data.growth import shrunk
 from mtl.data.strong import Strong, outside
 from mtl.tasks import TaskSpec
 
@@ -19,20 +20,32 @@ class Inputs:
 
     Args:
         strong: augmentation beyond what the batch already has; None for none.
+        side_px: of what the model sees, at most that of the batch's images; None as they are.
 
     Attributes:
         copied_s: host time of copies of images to the device, so far.
     """
 
-    def __init__(self, batch: Batch, standardise: Standardise, strong: Strong | None, device: torch.device) -> None:
+    def __init__(
+        self,
+        batch: Batch,
+        standardise: Standardise,
+        strong: Strong | None,
+        device: torch.device,
+        side_px: int | None = None,
+    ) -> None:
         self._pixels, self._colour = torch.from_numpy(batch.images), torch.from_numpy(batch.colour)
         self._labels = {name: torch.from_numpy(values).to(device) for name, values in batch.labels.items()}
         self._standardise, self._device, self.copied_s = standardise, device, 0.0
+        self._side_px = side_px or batch.images.shape[1]
         self._erased = strong.boxes(batch.epoch, batch.positions) if strong else None
         self._blend = strong.blend(batch.step, batch.positions) if strong else None
 
     def images(self, part: slice) -> Tensor:
-        """[n, 3, H, W] of the samples `part`."""
+        """[n, 3, side, side] of the samples `part`."""
+        return shrunk(self._full(part), self._side_px)
+
+    def _full(self, part: slice) -> Tensor:
         x = self._view(part)
         if self._blend is None:
             return x

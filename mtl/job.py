@@ -20,6 +20,7 @@ from mtl.checkpoint import save, snapshot
 from mtl.config import Config
 from mtl.console import counted
 from mtl.data.colour import Standardise
+from mtl.data.growth import Growth
 from mtl.data.mixture import AnyOrder
 from mtl.data.names import image_ids
 from mtl.distil import conclusion
@@ -96,15 +97,14 @@ class Job:
         )
         self.background = Background(runtime.emit, threaded=config.checkpoint.background)
         order = training_order(config, sets)
+        self.growth = Growth(config.augment, order.steps * config.epochs)
         model = build_model(config, self.specs, self.dtype).to(runtime.device)
         # Before the runtime hooks into the model.
-        price = config.resources.price_per_hour
-        self.scale = scale(model, config.augment.size_px, runtime.device, config.precision, price)
+        self.scale = scale(model, config, runtime.device)
         optimizer = build_optimizer(model, config.optimizer)
         weigher = build_weigher(config, self.specs, runtime.world_size, runtime.device)
         precision = Precision(config.precision, runtime.device)
-        horizon = config.optimizer.ema_epochs
-        ema = Ema(model, horizon * order.samples) if horizon else None
+        ema = Ema(model, config.optimizer.ema_epochs * order.samples) if config.optimizer.ema_epochs else None
         self.state = State(model, optimizer, weigher, precision, ema, self.scorer.selection)
         position = self._resume(order)
         if config.compile:
@@ -124,6 +124,7 @@ class Job:
             frozen_batch_norm=config.model.batch_norm == "frozen",
             precision=precision,
             strong=strong_of(config),
+            growth=self.growth,
             ema=ema,
             passed_over=rewind.passed_over(self.skipped),
             streak=self.streak,
@@ -184,8 +185,7 @@ class Job:
         # Every rank reads the same list: nobody can commit before all ranks have begun.
         record = self.attempt.record if self.attempt else read(self.store)
         self.damaged: tuple[Commit, ...] = ()
-        self.skipped = record.skipped if record is not None else ()
-        self.streak = Streak()
+        self.skipped, self.streak = record.skipped if record is not None else (), Streak()
         found = newest(self.store, record, order.order_id, self.runtime, self._note)
         if record is None or found is None:
             for line in initialise(self.config, self.state.model):
@@ -224,8 +224,7 @@ class Job:
             "host": platform.node(),
         }
         goodput.write(self.store, self.account)
-        warning = rank_invariant(self.config, trainee.model)
-        if warning:
+        if warning := rank_invariant(self.config, trainee.model):
             self._note(warning)
         parameters = sum(p.numel() for p in trainee.model.parameters())
         workers = counted(self.runtime.world_size, "worker")
@@ -300,7 +299,8 @@ class Job:
             return function(*args)
 
     def _record(self, row: dict[str, Any], order: AnyOrder) -> None:
-        row.update(self.scale.row(row["images_per_s"], self.runtime.world_size, order.samples))
+        area = self.growth.area(range(row["step"] - 1, row["step"]))
+        row.update(self.scale.row(row["images_per_s"], self.runtime.world_size, order.samples, area))
         self.trackers.log(row)
 
     def _goodput(self, position: Position, order: AnyOrder) -> dict[str, Any]:
@@ -309,8 +309,8 @@ class Job:
             goodput.write(self.store, self.account)
         self.runtime.sum(torch.zeros(1))  # every rank reads what rank 0 has written
         made, epochs = goodput.summary(self.store), position.step / order.steps
-        images = round(epochs * order.samples)
-        return made | totals(goodput.read(self.store), useful_s=made["useful_s"], images=images, epochs=epochs)
+        spent = {"useful_s": made["useful_s"], "images": round(epochs * order.samples), "epochs": epochs}
+        return made | totals(goodput.read(self.store), **spent, area=self.growth.area(range(position.step)))
 
     def _ledger(self, position: Position) -> int:
         share = np.array([position.ledger], np.uint64).view(np.int64)

@@ -37,7 +37,7 @@ from mtl.mixing import DataSet
 from mtl.model import PATTERNS, HeadSpec, MultiTaskModel, build_backbone
 from mtl.model.batchnorm import apply_policy, has_batch_norm
 from mtl.model.initial import load_initial
-from mtl.model.resolution import check_evaluated
+from mtl.model.resolution import check_sizes
 from mtl.overfit import Repeated
 from mtl.precision import Precision
 from mtl.rebalancing import Peers
@@ -62,7 +62,7 @@ def build_model(config: Config, specs: list[TaskSpec], dtype: torch.dtype = torc
 
     Raises:
         ConfigError: the backbone can not be built, the sharing pattern does not fit it, its batch norm does not go with
-            the rest of the configuration, or images are of another size in evaluation, and it does not take them.
+            the rest of the configuration, or it does not take images of all the sizes that it is to see.
     """
     torch.manual_seed(key("init", config.seed) >> 1)
     wanted = config.model
@@ -74,7 +74,7 @@ def build_model(config: Config, specs: list[TaskSpec], dtype: torch.dtype = torc
         attention=wanted.pooling == "attention",
     )
     model = PATTERNS[wanted.sharing.pattern](backbone, heads, **wanted.sharing.arguments())
-    check_evaluated(model, wanted.backbone, config.augment.size_px, config.augment.evaluated_px)
+    check_sizes(model, wanted.backbone, config.augment.size_px, config.augment.other_sizes)
     if config.order.keep_tail and config.model.batch_norm != "frozen" and has_batch_norm(model):
         raise ConfigError(
             "An incomplete batch would spoil the statistics of batch norm: its few rows are no fair sample.",

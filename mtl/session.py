@@ -63,14 +63,15 @@ def _release_failed(lease: Lease) -> None:
 
 
 def try_model(config: Config, manifest: Manifest, console: Says) -> None:
-    """Build the model before anything starts, where evaluation has images of a size that it may not take.
+    """Build the model before anything starts, where it is to see images of a size that it may not take.
 
     Raises:
         ConfigError: it takes none of that size, or can not be built.
     """
-    if config.augment.eval_size_px is None:
+    asked = {field: px for field, px in config.augment.other_sizes.items() if px is not None}
+    if not asked:
         return
-    console.line(f"trying the model on images of {config.augment.eval_size_px} px, as evaluation has them")
+    console.line(f"trying the model on images of {', '.join(f'{px} px ({field})' for field, px in asked.items())}")
     from mtl.parts import build_model, build_specs
 
     build_model(config, build_specs(config, manifest))

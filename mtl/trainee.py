@@ -10,6 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mtl.balancing.signals import Signal, Weigher
 from mtl.data.batch import Batch
 from mtl.data.colour import Standardise
+from mtl.data.growth import Growth
 from mtl.data.strong import Strong
 from mtl.ema import Ema
 from mtl.inputs import Inputs
@@ -63,6 +64,7 @@ class Trainee:
     frozen_batch_norm: bool
     precision: Precision
     strong: Strong | None = None
+    growth: Growth | None = None
     ema: Ema | None = None
     passed_over: frozenset[int] = frozenset()  # steps that are not trained: see mtl/rewind.py
     streak: Streak = field(default_factory=Streak)
@@ -70,7 +72,8 @@ class Trainee:
 
     def inputs(self, batch: Batch, device: torch.device) -> Inputs:
         """What the model is to see of a batch."""
-        return Inputs(batch, self.standardise, self.strong, device)
+        side_px = self.growth.side_px(batch.step) if self.growth else None
+        return Inputs(batch, self.standardise, self.strong, device, side_px)
 
     def train_mode(self) -> None:
         """Switch to training, with batch norm left on its stored statistics where it is frozen."""

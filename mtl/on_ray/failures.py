@@ -2,7 +2,7 @@
 
 from typing import final
 
-from ray.exceptions import OutOfMemoryError
+from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.train import UserCallback
 from ray.train.v2._internal.execution.context import TrainRunContext
 
@@ -13,7 +13,19 @@ from mtl.on_ray.channel import Channel
 
 def killed_for_memory(error: BaseException) -> bool:
     """Whether Ray's memory monitor ended the worker that failed with `error`."""
-    return isinstance(getattr(error, "health_check_failure", error), OutOfMemoryError)
+    return isinstance(_underlying(error), OutOfMemoryError)
+
+
+def first_line(error: BaseException) -> str:
+    """What it says first; Ray may go on for pages."""
+    error = _underlying(error)
+    if isinstance(error, RayActorError):
+        return "its process died"
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def _underlying(error: BaseException) -> BaseException:
+    return getattr(error, "health_check_failure", error)
 
 
 @final
@@ -37,8 +49,7 @@ class Failures(UserCallback):
             if isinstance(error, MtlError) and type(error) is not StoreError:
                 raise error
         for rank, error in worker_exceptions.items():
-            reason = str(error).strip().splitlines()
-            text = f"worker {rank} failed: {reason[0] if reason else type(error).__name__}"
+            text = f"worker {rank} failed: {first_line(error)}"
             if killed_for_memory(error):
                 text = f"worker {rank} was ended by Ray, because its machine ran out of memory: {HOST}"
             self._channel.put({"kind": "note", "text": text})

@@ -21,12 +21,15 @@ class Listener:
         channel: from the workers and Train's controller.
         listen: called with every event of rank 0, and with notes of the driver's own.
         logs: keeps all of that, and what the workers print; shipped with every commit.
+
+    Attributes:
+        failures: how often workers were started anew because some had failed.
     """
 
     def __init__(self, resources: Resources, channel: Channel, listen: Callable[[Event], None], logs: Logs) -> None:
-        self._channel, self._listen, self._logs = channel, listen, logs
+        self.channel, self._listen, self.logs, self.failures = channel, listen, logs, 0
         self._watchdog, self._losses = Watchdog(resources), Losses()
-        self._watch = Watch(resources, channel, self._say)
+        self._watch = Watch(resources, channel, self.say)
 
     @property
     def waiting(self) -> bool:
@@ -39,9 +42,9 @@ class Listener:
         Raises:
             ResourceError: there have been no workers for too long.
         """
-        for event in self._channel.drain():
+        for event in self.channel.drain():
             self._hear(event)
-        seen = self._channel.sightings()
+        seen = self.channel.sightings()
         self._losses.seen(seen)
         self._watch.look(seen, training=not self.waiting)
         self._watchdog.check()
@@ -53,20 +56,22 @@ class Listener:
     def _hear(self, event: Event) -> None:
         if event["kind"] == "state" and event["name"] in ("RestartingState", "ResizingState"):
             cause = "hang" if self._watch.struck else "resized" if event["name"] == "ResizingState" else event["cause"]
+            self.failures += cause in ("failed", "hang")
             loss = self._losses.end(cause)
-            self._channel.lose(loss)
-            self._say(f"the workers start anew ({cause}), {loss['replayed_s']:.0f} s after what they had committed")
+            self.channel.lose(loss)
+            self.say(f"the workers start anew ({cause}), {loss['replayed_s']:.0f} s after what they had committed")
         if self._watchdog.heard(event):
             return
         if event["kind"] == "log":
-            self._logs.add(event["source"], event["text"])
+            self.logs.add(event["source"], event["text"])
             return
         self._listen(event)
-        self._logs.say(sentence(event))
+        self.logs.say(sentence(event))
         if event["kind"] == "commit":
             self._losses.committed()
-            self._logs.ship()
+            self.logs.ship()
 
-    def _say(self, text: str) -> None:
+    def say(self, text: str) -> None:
+        """Tell a person, and keep it."""
         self._listen({"kind": "note", "text": text})
-        self._logs.say(text)
+        self.logs.say(text)

@@ -3,10 +3,12 @@
 import tempfile
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import RayActorError
 from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
@@ -19,8 +21,9 @@ from mtl.logs import Logs
 from mtl.memory import HOST, attributed
 from mtl.on_ray.channel import Channel, Event
 from mtl.on_ray.cluster import joined, labels
-from mtl.on_ray.failures import Failures, killed_for_memory
+from mtl.on_ray.failures import Failures, first_line, killed_for_memory
 from mtl.on_ray.listener import Listener
+from mtl.on_ray.notices import diverted
 from mtl.on_ray.runtime import RayRuntime
 from mtl.on_ray.signals import Signals
 from mtl.on_ray.watchdog import States
@@ -64,13 +67,42 @@ def fit(config: Config, owner: str, listen: Callable[[Event], None], stopping: C
         ResourceError: there were no workers for `resources.pending_deadline_s`.
         MtlError: also one that a worker raised, unchanged.
     """
-    channel, asked = Channel(), False
     store = open_store(config.storage).child(config.name)
-    record = read(store)
+    record, failures = read(store), 0
     logs = Logs(store, record.attempt + 1 if record else 1)
-    listener = Listener(config.resources, channel, listen, logs)
-    with tempfile.TemporaryDirectory(prefix="mtl-", ignore_cleanup_errors=True) as scratch:
-        trainer = _trainer(config, owner, channel, Path(scratch))
+    try:
+        while True:
+            listener = Listener(config.resources, Channel(), listen, logs)
+            try:
+                return _fit(config, owner, listener, stopping, store, failures)
+            except (ControllerError, RayActorError) as error:
+                # Train restarts workers that fail, and not its own actors; Ray's memory monitor ends those as well.
+                failures += max(listener.failures, 1)
+                cause = getattr(error, "controller_failure", error)
+                if isinstance(cause, MtlError) or failures > config.resources.max_failures or stopping():
+                    raise
+                listener.abort()
+                listener.say(f"Ray Train failed and begins anew: {first_line(cause)}")
+    except BaseException as error:
+        told = _readable(error)
+        logs.say(f"{type(told).__name__}: {told}")
+        if told is error:
+            raise
+        raise told from error
+    finally:
+        logs.ship()
+
+
+def _fit(
+    config: Config, owner: str, listener: Listener, stopping: Callable[[], bool], store: Store, failures: int
+) -> Result:
+    """One life of Train's controller, with the restarts of workers that are left after so many failures."""
+    asked = False
+    with (
+        tempfile.TemporaryDirectory(prefix="mtl-", ignore_cleanup_errors=True) as scratch,
+        diverted(partial(listener.logs.add, "ray")),
+    ):
+        trainer = _trainer(config, owner, listener.channel, Path(scratch), config.resources.max_failures - failures)
         outcome: list[Result | BaseException] = []
 
         def run() -> None:
@@ -83,28 +115,22 @@ def fit(config: Config, owner: str, listen: Callable[[Event], None], stopping: C
         # Off the main thread Ray installs no handler of SIGINT, so that a stop is ours to carry out.
         fitting = threading.Thread(target=run, name="fit", daemon=True)
         fitting.start()
-        try:
-            while fitting.is_alive():
-                fitting.join(timeout=0.5)
-                if not asked and stopping():
-                    asked = True
-                    channel.request_stop()
-                listener.attend()
-                if asked and listener.waiting and fitting.is_alive() and listener.abort():
-                    return _stopped(store)
+        while fitting.is_alive():
+            fitting.join(timeout=0.5)
+            if not asked and stopping():
+                asked = True
+                listener.channel.request_stop()
             listener.attend()
-            result = outcome[0]
-            if isinstance(result, BaseException):
-                raise _readable(result)
-        except BaseException as error:
-            logs.say(f"{type(error).__name__}: {error}")
-            raise
-        finally:
-            logs.ship()
+            if asked and listener.waiting and fitting.is_alive() and listener.abort():
+                return _stopped(store)
+        listener.attend()
+    result = outcome[0]
+    if isinstance(result, BaseException):
+        raise result
     return result
 
 
-def _trainer(config: Config, owner: str, channel: Channel, scratch: Path) -> TorchTrainer:
+def _trainer(config: Config, owner: str, channel: Channel, scratch: Path, max_failures: int) -> TorchTrainer:
     resources = config.resources
     each: dict[str, float] = {"CPU": resources.cpus_per_worker}
     if resources.gpu:
@@ -125,7 +151,7 @@ def _trainer(config: Config, owner: str, channel: Channel, scratch: Path) -> Tor
         run_config=RunConfig(
             name=config.name,
             storage_path=str(scratch),
-            failure_config=FailureConfig(max_failures=resources.max_failures),
+            failure_config=FailureConfig(max_failures=max_failures),
             callbacks=callbacks,
         ),
     )
@@ -147,22 +173,22 @@ def _stopped(store: Store) -> Result:
 
 
 def _readable(error: BaseException) -> BaseException:
-    if isinstance(error, ControllerError) and isinstance(error.controller_failure, MtlError):
-        return error.controller_failure
-    if not isinstance(error, WorkerGroupError):
+    if isinstance(error, WorkerGroupError):
+        rank, cause = next(iter(error.worker_failures.items()))
+        whose, what = f"The machine of worker {rank}", f"Worker {rank} failed"
+    elif isinstance(error, (ControllerError, RayActorError)):
+        cause = getattr(error, "controller_failure", error)
+        whose, what = "A machine", "Ray Train failed"
+    else:
         return error
-    rank, cause = next(iter(error.worker_failures.items()))
     if isinstance(cause, MtlError):
         return cause
     if killed_for_memory(cause):
-        return ResourceError(
-            f"The machine of worker {rank} ran out of memory, and the restarts allowed are used up.",
-            got=str(cause).strip(),
-            do=HOST,
-        )
+        text = f"{whose} ran out of memory, and the restarts allowed are used up."
+        return ResourceError(text, got=first_line(cause), do=HOST)
     logs = Path(ray._private.worker._global_node.get_session_dir_path()) / "logs"  # pyright: ignore
     return MtlError(
-        f"Worker {rank} failed, and the restarts allowed are used up.",
+        f"{what}, and the restarts allowed are used up.",
         got=str(cause).strip(),
         do=f"read the workers' logs in {logs}; rerunning the command resumes from the last commit",
     )

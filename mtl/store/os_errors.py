@@ -5,7 +5,7 @@ import os
 from collections.abc import Generator
 from contextlib import contextmanager
 
-from mtl.errors import AccessDenied, NotFound, StoreError
+from mtl.errors import AccessDenied, NoSpace, NotFound, StoreError
 
 
 @contextmanager
@@ -30,7 +30,8 @@ def writing(address: object) -> Generator[None]:
 
     Raises:
         AccessDenied: the user may not.
-        StoreError: the disk is full, or anything else that the operating system reports.
+        NoSpace: the disk is full.
+        StoreError: anything else that the operating system reports.
     """
     try:
         yield
@@ -41,12 +42,13 @@ def writing(address: object) -> Generator[None]:
             do="check the owner and mode of the file and of the folders above it, or the credentials in use",
         ) from error
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        raise StoreError(
-            f"There is no space left for {address}." if full else f"The file system failed at {address}.",
-            got=_text(error),
-            do="free some space, or choose another address" if full else None,
-        ) from error
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise NoSpace(
+                f"There is no space left for {address}.",
+                got=_text(error),
+                do="free some space, or choose another address",
+            ) from error
+        raise StoreError(f"The file system failed at {address}.", got=_text(error)) from error
 
 
 def _text(error: OSError) -> str:

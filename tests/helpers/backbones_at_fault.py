@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -48,13 +50,64 @@ def stops_once(marker: str, at: int) -> nn.Module:
 
 
 def _signal_once(marker: str, number: signal.Signals) -> None:
+    if _is_first(marker):
+        os.kill(os.getpid(), number)
+
+
+def _is_first(marker: str) -> bool:
+    """Whether this process is the one that makes the file `marker`, with its number in it."""
     try:
         file = os.open(marker, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
     except FileExistsError:
-        return
+        return False
     os.write(file, str(os.getpid()).encode())
     os.close(file)
-    os.kill(os.getpid(), number)
+    return True
+
+
+_STUTTER = """\
+import os, signal, sys, time
+pid, until = int(sys.argv[1]), sys.argv[2]
+while not os.path.exists(until):
+    for number, seconds in ((signal.SIGSTOP, 0.4), (signal.SIGCONT, 0.1)):
+        os.kill(pid, number)
+        time.sleep(seconds)
+"""
+
+
+def stutters(marker: str, until: str) -> nn.Module:
+    """Of all processes, the one that makes the file `marker` is stopped four fifths of the time.
+
+    All compute 50 ms in each forward pass, and all of this ends when the file `until` is there.
+    """
+    if _is_first(marker):
+        subprocess.Popen([sys.executable, "-c", _STUTTER, str(os.getpid()), until])
+    return _Busy(Path(until))
+
+
+class _Busy(nn.Module):
+    def __init__(self, until: Path) -> None:
+        super().__init__()
+        self.inner, self._until = small(), until
+
+    def forward(self, images: Tensor) -> Tensor:
+        end_s = time.process_time() + 0.05
+        while self.training and time.process_time() < end_s and not self._until.exists():
+            pass
+        return self.inner(images)
+
+
+def eats(marker: str, at: int) -> nn.Module:
+    """Takes memory until it is ended for that; where `marker` is a file to be made, only the process that makes it."""
+    return _Struck(at, lambda: _eat() if not marker or _is_first(marker) else None)
+
+
+def _eat(most_bytes: int = 8 << 30, each_bytes: int = 32 << 20) -> None:
+    held: list[bytes] = []
+    while len(held) * each_bytes < most_bytes:
+        held.append(b"x" * each_bytes)
+        time.sleep(0.02)
+    raise AssertionError(f"nobody ended a process that holds {most_bytes >> 30} GiB more than it should")
 
 
 def waits(until: str, at: int, pids: str) -> nn.Module:

@@ -13,7 +13,9 @@ before, and on nothing else: not on threads, and not on other requests.
 """
 
 import argparse
+import io
 import re
+import select
 import socket
 import struct
 import sys
@@ -218,13 +220,18 @@ class _Handler(StreamRequestHandler):
             self._answer(*_ANSWERS[fault])
             return True
         answer = _forward(upstream, request)
+        if answer.chunked:  # a long listing
+            whole = answer.read()
+            answer.headers["Content-Length"], stream = str(len(whole)), io.BytesIO(whole)
+        else:
+            stream = answer
         length = 0 if request.line.startswith("HEAD ") else int(answer.headers.get("Content-Length", 0))
         self._head(answer, length, length // 2 if fault == "short" else length, other_etag=fault == "rewritten")
         if fault == "trickle":
-            self._trickle(answer.read())
+            self._trickle(stream.read())
             return False
         if fault in ("short", "truncated", "stalled", "reset_inside"):
-            body = answer.read()
+            body = stream.read()
             self.wfile.write(body[: length // 2])
             if rule and fault == "stalled":
                 self.server.proxy.closing.wait(rule.seconds)
@@ -232,12 +239,12 @@ class _Handler(StreamRequestHandler):
                 self._reset()
             return fault == "short"
         if fault == "corrupt":
-            body = bytearray(answer.read())
+            body = bytearray(stream.read())
             body[length // 2] ^= 1
             self.wfile.write(body)
             return True
         piece = bytearray(min(_PIECE, length))
-        while size := answer.readinto(piece):
+        while size := stream.readinto(piece):
             self.wfile.write(memoryview(piece)[:size])
         answer.close()
         return True
@@ -246,7 +253,7 @@ class _Handler(StreamRequestHandler):
         lines = [f"HTTP/1.1 {answer.status} {answer.reason}"]
         for name, value in answer.headers.items():
             match name.lower():
-                case "connection" | "keep-alive":
+                case "connection" | "keep-alive" | "transfer-encoding":
                     pass
                 case "content-length" if length:
                     lines.append(f"Content-Length: {told}")
@@ -280,6 +287,8 @@ class _Handler(StreamRequestHandler):
 
 
 def _forward(upstream: HTTPConnection, request: _Request) -> HTTPResponse:
+    if upstream.sock is not None and select.select([upstream.sock], [], [], 0)[0]:
+        upstream.close()  # by the server, which keeps no idle connections; the next request opens another
     line, *headers = request.head.decode("latin-1").splitlines()
     method, target, _ = line.split(" ")
     upstream.putrequest(method, target, skip_host=True, skip_accept_encoding=True)

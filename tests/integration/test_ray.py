@@ -81,7 +81,7 @@ def test_two_workers_give_the_result_of_one_process(
     assert files == [".validate_storage_marker"], "Ray holds something of the run"
 
 
-def test_a_killed_worker_costs_nothing_but_time(data: Path, tmp_path: Path) -> None:
+def test_a_killed_worker_costs_nothing_but_time(data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     marker = tmp_path / "killed"
     model = striking("dies_once", marker=str(marker), at=5)
     checkpoint = Checkpoint(background=False)  # or the death could come before the commit
@@ -91,6 +91,9 @@ def test_a_killed_worker_costs_nothing_but_time(data: Path, tmp_path: Path) -> N
     assert record(config)["attempt"] == 2
     assert "resumed from the commit of step 3" in said
     assert " failed: " in said
+    assert "raylet" not in "".join(capfd.readouterr()), "Ray speaks in the middle of ours"
+    (kept,) = (tmp_path / "runs" / "tiny" / "logs" / "a1").glob("ray-*")
+    assert "died or was killed" in kept.read_text()
     agrees_with_one_process(result, config)
 
 

@@ -1,8 +1,9 @@
-"""Workers that hang, for real."""
+"""Workers that hang, or are slow, for real."""
 
 import io
 import json
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
@@ -45,5 +46,35 @@ def test_a_stopped_worker_is_named_and_killed_and_costs_nothing_but_time(tmp_pat
     )
     workers = "".join(logs.get(key).decode() for key in logs.list("logs/a1/worker-"))
     assert "training, says the backbone" in workers
+    alone = config.model_copy(update={"name": "alone", "runtime": "local"})
+    assert result["ledger"] == local.train(alone, RunConsole(io.StringIO()))["ledger"]
+
+
+def test_a_worker_that_is_often_stopped_is_named_slow_once_and_nothing_restarts(tmp_path: Path) -> None:
+    from mtl.on_ray.train import train
+
+    tiny(tmp_path / "data")
+    marker, release, said = tmp_path / "slow", tmp_path / "release", io.StringIO()
+    args = {"marker": str(marker), "until": str(release)}
+    model = Model(backbone="tests.helpers.backbones_at_fault:stutters", backbone_args=args)
+    config = tiny_config(tmp_path / "data", tmp_path / "runs", epochs=150, model=model)
+    console = RunConsole(said)
+
+    class Listening:
+        """A console; the stutter ends once it is spoken of."""
+
+        line = console.line
+
+        def __call__(self, event: dict[str, Any]) -> None:
+            console(event)
+            if event["kind"] == "note" and " is slow: " in event["text"]:
+                release.touch()
+
+    result = train(config, cast("RunConsole", Listening()))
+    log = said.getvalue()
+    assert log.count(" is slow: ") == 1, log
+    assert f"(process {marker.read_text()} on " in log.partition(" is slow: ")[0].splitlines()[-1], log
+    assert json.loads((tmp_path / "runs" / "tiny" / "run.json").read_text())["attempt"] == 1
+    assert result["restarts"] == []
     alone = config.model_copy(update={"name": "alone", "runtime": "local"})
     assert result["ledger"] == local.train(alone, RunConsole(io.StringIO()))["ledger"]

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from mtl import background
 from mtl.background import Background, Event
+from mtl.errors import AccessDenied, NoSpace, StoreError
 
 
 class Gate:
@@ -137,3 +138,55 @@ def test_neither_an_interrupt_nor_work_that_hangs_keeps_an_error_back(
         works_and_meets(gate, error, None)
     assert gate.done == []
     gate.open.set()
+
+
+class Storage:
+    """Work that storage fails for the first times, with an error of some kind."""
+
+    def __init__(self, gate: Gate, times: int, kind: type[StoreError] = StoreError) -> None:
+        self.gate, self.times, self.kind, self.tries = gate, times, kind, 0
+
+    def __call__(self) -> list[Event]:
+        self.tries += 1
+        if self.tries <= self.times:
+            raise self.kind("S3 failed.")
+        self.gate.done.append(self.tries)
+        return [{"kind": "commit", "step": self.tries}]
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[Event]:
+    monkeypatch.setattr(background, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(background, "LONGEST_PAUSE_S", 0.02)
+    return []
+
+
+@pytest.mark.parametrize("threaded", [True, False])
+def test_storage_that_comes_back_is_waited_for_and_told_once(told: list[Event], threaded: bool) -> None:
+    gate = Gate()
+    gate.open.set()
+    with Background(told.append, threaded=threaded) as made:
+        made.give(Storage(gate, 4), kept=True)
+        made.give(gate.work(6), kept=True)
+    assert gate.done == [5, 6]
+    assert told == [
+        {"kind": "note", "text": "a commit waits for storage: S3 failed."},
+        {"kind": "commit", "step": 5},
+        {"kind": "commit", "step": 6},
+    ]
+
+
+@pytest.mark.parametrize("kind", [StoreError, AccessDenied, NoSpace])
+def test_storage_is_not_waited_for_for_ever_nor_what_does_not_pass(
+    told: list[Event], kind: type[StoreError], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(background, "AWAY_S", 0.1)
+    never = Storage(Gate(), 10**9, kind)
+
+    def gives() -> None:
+        with Background(told.append, threaded=True) as made:
+            made.give(never)
+
+    with pytest.raises(kind):
+        gives()
+    assert never.tries > 2 if kind is StoreError else never.tries == 1

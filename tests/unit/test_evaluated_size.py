@@ -124,7 +124,7 @@ def test_a_run_may_go_on_with_another_size(make: Make) -> None:
 
 def test_a_backbone_for_one_size_is_refused_before_a_run_is_begun(make: Make) -> None:
     config = make("fixed", LARGER, model=SMALL)
-    with pytest.raises(ConfigError, match="takes no larger or smaller images in evaluation"):
+    with pytest.raises(ConfigError, match="takes no images of 24 px"):
         build_model(config, build_specs(config, check(config).manifest))
     build_model(make("fixed", {}, model=SMALL), build_specs(config, check(config).manifest))
     assert store_of(config).list() == []

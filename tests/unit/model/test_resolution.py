@@ -1,4 +1,4 @@
-"""Images of another size in evaluation: tried before anything starts, refused in words, compiled once."""
+"""Images of other sizes than size_px: tried before anything starts, refused in words, compiled once."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mtl.errors import ConfigError
 from mtl.model import PATTERNS, HeadSpec, build_backbone
-from mtl.model.resolution import check_evaluated
+from mtl.model.resolution import check_sizes
 from mtl.parts import compile_backbone
 from tests.unit.model.test_sharing import CASES, OUTPUTS, loss, made
 from tests.unit.test_compile import counted as counted  # a fixture
@@ -19,7 +19,7 @@ from tests.unit.test_compile import counted as counted  # a fixture
 def test_convolutions_take_any_size_in_every_pattern(pattern: str, attention: bool) -> None:
     model = made(pattern, attention).float()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    check_evaluated(model, "resnet9", 16, 24)
+    check_sizes(model, "resnet9", 16, {"augment.eval_size_px": 24, "augment.grow_from_px": 8})
     assert model.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
@@ -35,9 +35,9 @@ def test_a_model_for_one_size_is_refused_in_one_error(
     name: str, args: dict[str, object], trained_px: int, evaluated_px: int, said: str
 ) -> None:
     model = PATTERNS["hard"](build_backbone(name, args, trained_px), HeadSpec(OUTPUTS))
-    check_evaluated(model, name, trained_px, trained_px)
+    check_sizes(model, name, trained_px, {"augment.eval_size_px": trained_px, "augment.grow_from_px": None})
     with pytest.raises(ConfigError, match=said) as caught:
-        check_evaluated(model, name, trained_px, evaluated_px)
+        check_sizes(model, name, trained_px, {"augment.eval_size_px": evaluated_px})
     error = caught.value
     assert f"'{name}'" in error.what
     assert error.got == f"augment.eval_size_px = {evaluated_px}"
