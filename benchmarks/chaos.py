@@ -5,7 +5,7 @@ proxy: the server of AWS_ENDPOINT_URL, else a simulated one. Every so often some
 
     kill   SIGKILL to a worker
     stop   SIGTERM to the driver, and the same command again
-    cut    nobody answers for storage, for 20 s
+    cut    nobody answers for storage, for 20 s; no restart, as commits wait
     drain  the node of a worker gets a notice of 15 s and goes; another one came before
 
 The last fault is a stop, after which the epoch is trained to its end. Printed are
@@ -62,6 +62,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one kill and one stop; three minutes")
     options = parser.parse_args()
     minutes, every = (1.0, 30.0) if options.quick else (options.minutes, options.every)
+    say("starting a head and a node of Ray")
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mtl-chaos-")))
         proxy = stack.enter_context(storage())
@@ -140,8 +141,10 @@ class Chaos:
 
     def train(self, seconds: float, every_s: float, faults: list[str]) -> None:
         """For so many seconds from the first step on a fault at a time; then to the end of the epoch."""
+        say("starting the run")
         self._start()
         self._await_progress()
+        say(f"training; a fault every {every_s:.0f} s for {seconds / 60:.0f} minutes, then to the end of an epoch")
         due = self.began_s
         for fault in itertools.cycle(faults):
             due += every_s
