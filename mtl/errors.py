@@ -7,6 +7,8 @@
         NotFound             no such bucket or object
         AccessDenied         the identity in use may not do this
         Conflict             a conditional write lost: somebody else wrote first
+        NoSpace              the disk is full
+        Truncated            an object is shorter than its description says
       RunError               the state of a run
         RunOwned             another live job owns this run
         RunLost              this job no longer owns the run: a newer attempt took over
@@ -72,6 +74,11 @@ class AccessDenied(StoreError):
 @final
 class NoSpace(StoreError):
     """The disk is full."""
+
+
+@final
+class Truncated(StoreError):
+    """An object is shorter than its description says. Trying again would not mend it."""
 
 
 @final

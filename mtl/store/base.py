@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar, final
 
-from mtl.errors import StoreError
+from mtl.errors import StoreError, Truncated
 from mtl.store.traffic import Traffic
 
 Made = TypeVar("Made")
@@ -179,9 +179,9 @@ def check_range(address: str, offset: int, length: int) -> None:
         )
 
 
-def short_read(address: str, offset: int, length: int, got_bytes: int | None = None) -> StoreError:
+def short_read(address: str, offset: int, length: int, got_bytes: int | None = None) -> Truncated:
     """The error for a range of which storage gave only `got_bytes` (None: not known)."""
-    return StoreError(
+    return Truncated(
         f"{address} ended inside the range that was asked for.",
         got="no such range" if got_bytes is None else f"{got_bytes} bytes",
         expected=f"{length} bytes from {offset}",

@@ -40,6 +40,11 @@ def dies_once(marker: str, at: int) -> nn.Module:
     return _Struck(at, lambda: _signal_once(marker, signal.SIGKILL))
 
 
+def always_dies(at: int) -> nn.Module:
+    """Every process that gets there is killed."""
+    return _Struck(at, lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+
 def stops_once(marker: str, at: int) -> nn.Module:
     """Of all processes that get there, the one that makes the file `marker`, with its number in it, is stopped.
 

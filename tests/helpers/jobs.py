@@ -1,5 +1,6 @@
 """Job scripts as a user starts them: a process of their own, what it prints, how it ends."""
 
+import json
 import os
 import subprocess
 import sys
@@ -122,6 +123,18 @@ def tiny_config(data: Path | str, storage: Path | str, **changes: Any) -> Config
         "order": Order(lanes=4, block_row_groups=None),
     }
     return Config(**(values | changes))
+
+
+def ended_well(config: Config, *, attempts: int) -> None:
+    """Whether a run on Ray has finished, belongs to nobody, and has left nothing behind in the cluster."""
+    import ray
+
+    from tests.helpers.nodes import claims
+
+    record = json.loads((Path(config.storage) / config.name / "run.json").read_text())
+    assert (record["status"], record["owner"], record["attempt"]) == ("finished", None, attempts)
+    if ray.is_initialized():
+        assert not claims()
 
 
 def write_config(path: Path, config: Config) -> Path:

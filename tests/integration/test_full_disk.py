@@ -50,7 +50,7 @@ def test_the_last_commit_stays_and_the_run_goes_on_once_there_is_space(disk: Pat
             file.write(bytes(65536))
     (tmp_path / "go").touch()
     (outcome,) = group.wait()
-    assert outcome.error == "StoreError"
+    assert outcome.error == "NoSpace"
     assert f"There is no space left for {disk}" in outcome.text
     assert "free some space" in outcome.text
     left = read(store)

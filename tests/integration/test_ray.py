@@ -3,11 +3,12 @@
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,10 @@ import pytest
 
 from mtl.config import Checkpoint, Config, Model, Resources
 from mtl.console import RunConsole
-from mtl.errors import DataError, ResourceError
+from mtl.errors import DataError, MtlError, NotFound, ResourceError, Truncated
 from tests.helpers import nodes
 from tests.helpers.datasets import tiny
-from tests.helpers.jobs import job, read_until, started, tiny_config, write_config
+from tests.helpers.jobs import ended_well, job, read_until, started, tiny_config, write_config
 
 # Ray's own warnings are not ours to mend.
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("ray_cluster")]
@@ -88,24 +89,59 @@ def test_a_killed_worker_costs_nothing_but_time(data: Path, tmp_path: Path, capf
     config = tiny_config(data, tmp_path / "runs", epochs=3, model=model, checkpoint=checkpoint)
     result, said = trained(config)
     assert marker.exists()
-    assert record(config)["attempt"] == 2
+    ended_well(config, attempts=2)
     assert "resumed from the commit of step 3" in said
-    assert " failed: " in said
+    assert re.search(r"worker \d failed: its process died", said), said
+    assert [restart["cause"] for restart in result["restarts"]] == ["failed"]
     assert "raylet" not in "".join(capfd.readouterr()), "Ray speaks in the middle of ours"
     (kept,) = (tmp_path / "runs" / "tiny" / "logs" / "a1").glob("ray-*")
     assert "died or was killed" in kept.read_text()
     agrees_with_one_process(result, config)
 
 
-def test_an_error_that_no_restart_mends_ends_the_job_at_once(data: Path, tmp_path: Path) -> None:
+def overwrite(shard: Path) -> None:
+    damaged = bytearray(shard.read_bytes())
+    damaged[100:200] = bytes(100)
+    shard.write_bytes(damaged)
+
+
+def truncate(shard: Path) -> None:
+    shard.write_bytes(shard.read_bytes()[:200])
+
+
+@pytest.mark.parametrize(
+    ("damage", "kind", "said"),
+    [
+        (overwrite, DataError, "is not what was written"),
+        (truncate, Truncated, "ended inside the range"),
+        (Path.unlink, NotFound, "There is no object"),
+    ],
+)
+def test_deaths_without_end_use_up_the_restarts(data: Path, tmp_path: Path, ray_cluster: str) -> None:
+    checkpoint, resources = Checkpoint(background=False), Resources(workers=2, max_failures=1, address=ray_cluster)
+    model = striking("always_dies", at=4)
+    config = tiny_config(data, tmp_path / "runs", epochs=3, model=model, checkpoint=checkpoint, resources=resources)
+    done = job("train.py", "--config", write_config(tmp_path / "mine.yaml", config))
+    assert done.status == 2, done.said
+    assert re.search(r"Worker \d failed, and the restarts allowed are used up", done.err), done.err
+    assert "resumes from the last commit" in done.err
+    assert "Traceback" not in done.said
+    left = record(config)
+    assert (left["status"], left["attempt"], left["owner"]) == ("failed", 2, None)
+    assert [commit["step"] for commit in left["checkpoints"]] == [3]
+    assert not nodes.claims()
+
+
+def test_an_error_that_no_restart_mends_ends_the_job_at_once(
+    damage: Callable[[Path], None], kind: type[MtlError], said: str, data: Path, tmp_path: Path
+) -> None:
     copy = Path(shutil.copytree(data, tmp_path / "data"))
     for shard in (copy / "shards").glob("train-*"):
-        damaged = bytearray(shard.read_bytes())
-        damaged[100:200] = bytes(100)
-        shard.write_bytes(damaged)
+        damage(shard)
     config = tiny_config(copy, tmp_path / "runs")
-    with pytest.raises(DataError, match="is not what was written") as caught:
+    with pytest.raises(kind, match=said) as caught:
         trained(config)
+    assert "train-" in str(caught.value)
     assert caught.value.do
     left = record(config)
     assert (left["status"], left["attempt"], left["owner"]) == ("failed", 1, None)

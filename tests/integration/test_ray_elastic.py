@@ -14,7 +14,7 @@ from mtl import local
 from mtl.config import Model, Resources
 from mtl.console import RunConsole
 from tests.helpers.datasets import tiny
-from tests.helpers.jobs import tiny_config
+from tests.helpers.jobs import ended_well, tiny_config
 from tests.helpers.nodes import Extra, claims, extra_node, wait_for
 
 # Ray's own warnings are not ours to mend.
@@ -81,6 +81,7 @@ def test_a_lost_node_is_done_without_and_a_new_one_is_taken_in(
     assert result["status"] == "finished", log
     assert listening.workers == ["2 workers", "1 worker", "2 workers"], log
     assert [one["cause"] for one in result["restarts"]] == ["failed", "resized"], log
+    ended_well(config, attempts=3)
     attempts = [json.loads((tmp_path / "runs/tiny/attempts" / f"{n}.json").read_text()) for n in (1, 2, 3)]
     assert [one["workers"] for one in attempts] == [2, 1, 2]
     alone = config.model_copy(update={"name": "alone", "runtime": "local"})

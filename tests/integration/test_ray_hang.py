@@ -1,7 +1,6 @@
 """Workers that hang, or are slow, for real."""
 
 import io
-import json
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,7 +11,7 @@ from mtl.config import Model
 from mtl.console import RunConsole, goodput_line
 from mtl.store import open_store
 from tests.helpers.datasets import tiny
-from tests.helpers.jobs import tiny_config
+from tests.helpers.jobs import ended_well, tiny_config
 
 # Ray's own warnings are not ours to mend.
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("ray_cluster"), pytest.mark.slow]
@@ -35,7 +34,7 @@ def test_a_stopped_worker_is_named_and_killed_and_costs_nothing_but_time(tmp_pat
     assert "all_reduce" in log or "backward" in log, log
     assert "resumed from the commit of step 3" in log, log
     assert not Path("/proc", pid).exists()
-    assert json.loads((tmp_path / "runs" / "tiny" / "run.json").read_text())["attempt"] == 2
+    ended_well(config, attempts=2)
     (restart,) = result["restarts"]
     assert (restart["attempt"], restart["cause"]) == (2, "hang")
     assert f"1 restart: hang ({restart['replayed_s']:.0f} s replayed)" in goodput_line(result)
@@ -74,7 +73,7 @@ def test_a_worker_that_is_often_stopped_is_named_slow_once_and_nothing_restarts(
     log = said.getvalue()
     assert log.count(" is slow: ") == 1, log
     assert f"(process {marker.read_text()} on " in log.partition(" is slow: ")[0].splitlines()[-1], log
-    assert json.loads((tmp_path / "runs" / "tiny" / "run.json").read_text())["attempt"] == 1
+    ended_well(config, attempts=1)
     assert result["restarts"] == []
     alone = config.model_copy(update={"name": "alone", "runtime": "local"})
     assert result["ledger"] == local.train(alone, RunConsole(io.StringIO()))["ledger"]

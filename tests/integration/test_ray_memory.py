@@ -12,7 +12,7 @@ from mtl.config import Config, Model, Resources
 from mtl.console import RunConsole
 from tests.helpers.datasets import tiny
 from tests.helpers.head import RealHead, real_head
-from tests.helpers.jobs import job, tiny_config, write_config
+from tests.helpers.jobs import ended_well, job, tiny_config, write_config
 
 pytestmark = pytest.mark.slow
 
@@ -49,6 +49,7 @@ def test_a_worker_ended_for_memory_is_named_so_and_restarts(head: RealHead, tmp_
     assert "worker 0 was ended by Ray, because its machine ran out of memory: set a smaller --max-micro" in done.said
     assert "resumed from the commit of step 3" in done.said, done.said
     assert not Path("/proc", (tmp_path / "ate").read_text()).exists()
+    ended_well(config, attempts=2)
     record = json.loads((tmp_path / "runs" / "tiny" / "run.json").read_text())
     alone = config.model_copy(update={"name": "alone", "runtime": "local"})
     assert record["result"]["ledger"] == local.train(alone, RunConsole(io.StringIO()))["ledger"]
@@ -62,4 +63,7 @@ def test_restarts_for_memory_end_with_what_helps(head: RealHead, tmp_path: Path)
     assert "--max-micro-batch" in done.said
     assert "Traceback" not in done.said
     assert done.said.count("was ended by Ray") == 2, done.said
+    left = json.loads((tmp_path / "runs" / "tiny" / "run.json").read_text())
+    assert (left["status"], left["owner"]) == ("failed", None)
+    assert [commit["step"] for commit in left["checkpoints"]] == [3]
     assert not [pid for pid in head.pids() if b"TrainWorker" in Path(f"/proc/{pid}/cmdline").read_bytes()]

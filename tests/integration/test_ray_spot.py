@@ -21,7 +21,7 @@ from mtl.on_ray import spot
 from mtl.on_ray.preemption import MARGIN_S
 from tests.helpers.datasets import tiny
 from tests.helpers.fake_metadata import fake_metadata
-from tests.helpers.jobs import tiny_config
+from tests.helpers.jobs import ended_well, tiny_config
 from tests.helpers.nodes import extra_node, occupy, wait_for
 
 # Ray's own warnings are not ours to mend.
@@ -62,6 +62,7 @@ def test_a_run_outlives_a_node_with_a_notice(ray_cluster: str, tmp_path: Path) -
         result = train(config, cast("RunConsole", Listening()))
         log = said.getvalue()
         assert result["status"] == "finished", log
+        ended_well(config, attempts=2)
         assert re.search(r"the node of worker \d goes in 1\d s: committing, going on", log), log
         before = [step for step, at in commits if at <= ends_s[0]]
         assert ends_s[0] - max(at for _, at in commits if at <= ends_s[0]) < MARGIN_S + 2, log

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from mtl.balancing.base import TaskStats
 from mtl.balancing.signals.base import Scale, Weigher, guarded
 
+_PIECE = 1 << 18  # numbers: a megabyte
+
 
 @final
 class Exact:
@@ -89,8 +91,7 @@ class Exact:
             parts = [part.contiguous() for part in self._rows.chunk(ranks.size, dim=1)]
             shard = torch.empty_like(parts[0])
             dist.reduce_scatter(shard, parts)
-        precise = shard.to(torch.promote_types(shard.dtype, torch.float32))
-        gram = precise @ precise.T / self._scale() ** 2
+        gram = _products(shard) / self._scale() ** 2
         packet = ranks.sum(torch.cat([gram.flatten(), self._losses.to(gram), *(part.flatten() for part in within)]))
         k = len(self._own)
         gram, losses, *within = packet.split([k * k, k, *(k * k for _ in within)])
@@ -114,10 +115,10 @@ class Exact:
         products of counts that lie on it. Nothing where there is one rank."""
         if self._weigher.ranks.size == 1 or self._stats.own_counts is None:
             return []
-        precise = rows.to(torch.promote_types(rows.dtype, torch.float32))
+        products = _products(rows) / self._scale() ** 2
         counts = self._stats.own_counts() / self._stats.counts.clamp(min=1e-12)
-        counts = counts.to(precise)
-        return [precise @ precise.T / self._scale() ** 2, counts[:, None] * counts]
+        counts = counts.to(products)
+        return [products, counts[:, None] * counts]
 
     def _sum_heads(self) -> None:
         if self._weigher.ranks.size == 1:
@@ -126,6 +127,20 @@ class Exact:
         flat = self._weigher.ranks.sum(torch.cat([gradient.reshape(-1) for gradient in gradients]))
         for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(part.view(gradient.shape))
+
+
+def _products(rows: Tensor) -> Tensor:
+    """The inner products [K, K] of long rows, in fp32 or better.
+
+    On a CPU piece by piece, each of which fits into a cache: a product of the whole would read the rows twice.
+    """
+    precise = rows.to(torch.promote_types(rows.dtype, torch.float32))
+    if precise.is_cuda:
+        return precise @ precise.T
+    products = precise.new_zeros(len(rows), len(rows))
+    for piece in precise.split(max(_PIECE // len(rows), 1), dim=1):
+        products.addmm_(piece, piece.T)
+    return products
 
 
 def _across_ranks(gram: Tensor, within: Tensor, shares: Tensor) -> Tensor:

@@ -46,13 +46,14 @@ def test_without_the_switch_nothing_changes() -> None:
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_a_pixel_is_a_mean_over_its_area(memory_format: torch.memory_format) -> None:
-    images = torch.rand(3, 3, 16, 16, dtype=torch.float64).contiguous(memory_format=memory_format)
-    small = shrunk(images, 8)
-    assert small.is_contiguous(memory_format=torch.channels_last)
-    # The triangle of antialiased bilinear interpolation at a half: 1, 3, 3, 1 eighths along each axis.
-    weights = torch.tensor([1.0, 3.0, 3.0, 1.0], dtype=torch.float64) / 8
-    middle: Tensor = torch.einsum("ncij,i,j->nc", images[:, :, 5:9, 5:9], weights, weights)
-    torch.testing.assert_close(small[:, :, 3, 3], middle)
+    images = torch.rand(3, 3, 32, 32, dtype=torch.float64).contiguous(memory_format=memory_format)
+    half, quarter = shrunk(images, 16), shrunk(images, 8)
+    assert half.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(half[:, :, 3, 3], images[:, :, 6:8, 6:8].mean((2, 3)))
+    # The triangle of antialiased bilinear interpolation at a quarter: 1, 3, 5, 7, 7, 5, 3, 1 along each axis.
+    weights = torch.tensor([1.0, 3.0, 5.0, 7.0, 7.0, 5.0, 3.0, 1.0], dtype=torch.float64) / 32
+    middle: Tensor = torch.einsum("ncij,i,j->nc", images[:, :, 10:18, 10:18], weights, weights)
+    torch.testing.assert_close(quarter[:, :, 3, 3], middle)
 
 
 def test_a_size_that_can_not_grow_is_refused() -> None:
