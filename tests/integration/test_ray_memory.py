@@ -65,5 +65,5 @@ def test_restarts_for_memory_end_with_what_helps(head: RealHead, tmp_path: Path)
     assert done.said.count("was ended by Ray") == 2, done.said
     left = json.loads((tmp_path / "runs" / "tiny" / "run.json").read_text())
     assert (left["status"], left["owner"]) == ("failed", None)
-    assert [commit["step"] for commit in left["checkpoints"]] == [3]
+    assert [commit["step"] for commit in left["checkpoints"]] == [6, 3]
     assert not [pid for pid in head.pids() if b"TrainWorker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
