@@ -309,7 +309,7 @@ class Job:
             goodput.write(self.store, self.account)
         self.runtime.sum(torch.zeros(1))  # every rank reads what rank 0 has written
         made, epochs = goodput.summary(self.store), position.step / order.steps
-        spent = {"useful_s": made["useful_s"], "images": round(epochs * order.samples), "epochs": epochs}
+        spent: Result = {"useful_s": made["useful_s"], "images": round(epochs * order.samples), "epochs": epochs}
         return made | totals(goodput.read(self.store), **spent, area=self.growth.area(range(position.step)))
 
     def _ledger(self, position: Position) -> int:
