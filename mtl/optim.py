@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from mtl.config import Optimizer
+from mtl.errors import ConfigError
 from mtl.model import MultiTaskModel
 from mtl.model.stages import stage_parameters
 
@@ -60,9 +61,19 @@ def learning_scales(model: MultiTaskModel, config: Optimizer) -> dict[torch.nn.P
 
     A backbone's stages learn the slower the earlier they are (discriminative rates: Howard & Ruder 2018, section 3.1);
     a task's own parameters learn at the task's multiple, its copies of stages at the product of the two.
+
+    Raises:
+        ConfigError: stages are to learn at different rates, and there is one, or none is known.
     """
     scales = dict.fromkeys(model.parameters(), 1.0)
-    for distance, stage in enumerate(reversed(stage_parameters(model.backbone_parts().values()))):
+    stages = stage_parameters(model.backbone_parts().values())
+    if config.stage_decay < 1 and len(stages) < 2:
+        raise ConfigError(
+            "The backbone has no stages that could learn at different rates.",
+            got=f"optimizer.stage_decay = {config.stage_decay}",
+            do="leave it out, or use a backbone with stages: see docs/models.md",
+        )
+    for distance, stage in enumerate(reversed(stages)):
         for parameter in stage:
             scales[parameter] = config.backbone_lr * config.stage_decay**distance
     for task in model.tasks:

@@ -15,7 +15,7 @@ from torch import Tensor
 from mtl.balancing.base import Needs, TaskStats, spread
 from mtl.balancing.learned import Learned
 
-_SQUARED = ("regression", "circular", "vector")
+_SQUARED = ("regression", "circular")
 
 
 @final

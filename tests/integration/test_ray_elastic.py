@@ -5,6 +5,7 @@ import json
 import signal
 from collections.abc import Generator
 from contextlib import ExitStack
+from itertools import groupby
 from pathlib import Path
 from typing import Any, cast
 
@@ -66,7 +67,8 @@ def test_a_lost_node_is_done_without_and_a_new_one_is_taken_in(
         def __call__(self, event: dict[str, Any]) -> None:
             console(event)
             if event["kind"] == "note" and event["text"].startswith("attempt "):
-                self.workers.append(event["text"].rpartition(", ")[2])
+                if (now := event["text"].rpartition(", ")[2]) != (self.workers or [""])[-1]:
+                    self.workers.append(now)
                 if len(self.workers) == 3:
                     release.touch()
             elif event["kind"] == "progress" and len(self.workers) == 1 and not killed:
@@ -80,10 +82,13 @@ def test_a_lost_node_is_done_without_and_a_new_one_is_taken_in(
     log = said.getvalue()
     assert result["status"] == "finished", log
     assert listening.workers == ["2 workers", "1 worker", "2 workers"], log
-    assert [one["cause"] for one in result["restarts"]] == ["failed", "resized"], log
-    ended_well(config, attempts=3)
-    attempts = [json.loads((tmp_path / "runs/tiny/attempts" / f"{n}.json").read_text()) for n in (1, 2, 3)]
-    assert [one["workers"] for one in attempts] == [2, 1, 2]
+    # On a busy machine Ray may see that the node has gone only after the restart, and end the workers once more.
+    causes = [one["cause"] for one in result["restarts"]]
+    assert [cause for cause, _ in groupby(causes)] == ["failed", "resized"], log
+    ended_well(config, attempts=1 + len(causes))
+    files = [tmp_path / "runs/tiny/attempts" / f"{n + 1}.json" for n in range(1 + len(causes))]
+    attempts = [json.loads(file.read_text())["workers"] for file in files]
+    assert [workers for workers, _ in groupby(attempts)] == [2, 1, 2]
     alone = config.model_copy(update={"name": "alone", "runtime": "local"})
     expected = local.train(alone, RunConsole(io.StringIO()))
     assert result["ledger"] == expected["ledger"]

@@ -82,6 +82,13 @@ def test_earlier_stages_learn_slower() -> None:
     assert all(scales[p] == 1.0 for task in model.tasks for p in model.task_parameters(task))
 
 
+def test_stages_that_are_not_known_can_not_learn_at_different_rates() -> None:
+    with pytest.raises(ConfigError, match="no stages") as caught:
+        learning_scales(net(), Optimizer(stage_decay=0.5))
+    assert caught.value.got == "optimizer.stage_decay = 0.5"
+    learning_scales(net(), Optimizer(backbone_lr=0.5))
+
+
 def test_copies_of_a_stage_learn_at_the_product() -> None:
     model = staged("split", stage="stage3")
     scales = learning_scales(model, Optimizer(backbone_lr=0.5, stage_decay=0.1, head_lr={"object": 3.0}))

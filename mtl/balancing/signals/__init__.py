@@ -54,6 +54,8 @@ def build_signal(
     backend = backend or ("boundary" if Needs.GRAM in needs else "scalar")
     if backend == "scalar" and Needs.GRAM in needs:
         raise _refused("The balancing method looks at gradients.", "backend scalar", "backend boundary or exact")
+    if statistic != "joint" and backend == "scalar":
+        raise _refused("Only the boundary knows balancing.statistic.", f"{statistic}, backend {backend}", "joint")
     if lag and not looks:
         raise _refused("balancing.lag has nothing to delay: the method looks at no losses or gradients.", "1", "0")
     if accumulates and looks and not lag and backend != "exact":

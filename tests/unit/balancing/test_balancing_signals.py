@@ -366,6 +366,7 @@ def test_a_frozen_backbone_has_nothing_to_balance() -> None:
         ("gls", {"accumulates": True}, "several micro-batches"),
         ("uw", {"lag": True}, "nothing to delay"),
         ("static", {"lag": True}, "nothing to delay"),
+        ("static", {"statistic": "samples"}, "Only the boundary knows"),
     ],
 )
 def test_what_does_not_go_together_is_refused(method: str, arguments: dict[str, Any], fragment: str) -> None:
