@@ -45,7 +45,7 @@ def test_simulated_s3(simulated: Mapping[str, str]) -> None:
 @pytest.mark.slow
 def test_real_s3(s3: str) -> None:
     variables = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
-    sweep(f"{s3}/run", variables, 200, most_s=0.3)
+    sweep(f"{s3}/run", variables, 40, most_s=0.3)
 
 
 def test_a_janitor_disturbs_no_writer(tmp_path: Path) -> None:
