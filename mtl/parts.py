@@ -251,10 +251,15 @@ def evaluate_split(
     model: nn.Module,
     runtime: Runtime,
     dtype: torch.dtype = torch.float32,
+    index: Index | None = None,
 ) -> Scores:
-    """Metrics per task of `model` over every row of `split`, in the run's precision and its micro-batches."""
+    """Metrics per task of `model` over every row of `split`, in the run's precision and its micro-batches.
+
+    Args:
+        index: of the split, where it is known already.
+    """
     rows = manifest.split(split).rows
-    its = DataSet("data", data, manifest, Index.load(data, split))
+    its = DataSet("data", data, manifest, index or Index.load(data, split))
     order = evaluation_order(its.index.rows, config, manifest.fingerprint, split)
     loader = build_loader(config, specs, [its], order, range(order.steps), runtime)
     standardise = Standardise(manifest.statistics, None, runtime.device, dtype)

@@ -8,7 +8,7 @@ import torch
 from mtl.checkpoint import load, restore_model
 from mtl.config import Config
 from mtl.config_evaluation import better
-from mtl.data.manifest import Manifest
+from mtl.data.manifest import Index, Manifest
 from mtl.parts import average_buffers, evaluate_split
 from mtl.record import read
 from mtl.runtime import Runtime
@@ -47,6 +47,8 @@ class Scorer:
     ) -> None:
         self._config, self._specs, self._data, self._manifest = config, specs, data, manifest
         self._runtime, self._dtype, self._record = runtime, dtype, record
+        # At once, so that what is not there is missed before training, and storage that is away later is not.
+        self._indexes = {split: Index.load(data, split) for split in ("val", "test")}
         wanted = config.evaluation
         larger = wanted.best is None or better(config.tasks)[wanted.best]
         view = f"{config.augment.evaluated_px} of {config.augment.eval_resize_px} px"
@@ -93,7 +95,15 @@ class Scorer:
 
     def _score(self, split: str, name: str, trainee: Trainee, epoch: int) -> Metrics:
         scores = evaluate_split(
-            self._config, self._specs, self._data, self._manifest, split, trainee.model, self._runtime, self._dtype
+            self._config,
+            self._specs,
+            self._data,
+            self._manifest,
+            split,
+            trainee.model,
+            self._runtime,
+            self._dtype,
+            self._indexes[split],
         )
         self.done = {**self.done, name: scores.metrics}
         counts = {"rows": self._manifest.split(split).rows, "quarantined": scores.quarantined}

@@ -54,6 +54,12 @@ def stops_once(marker: str, at: int) -> nn.Module:
     return _Struck(at, lambda: _signal_once(marker, signal.SIGSTOP), before_s=0.5)
 
 
+def sleeps_once(marker: str, at: int) -> nn.Module:
+    """Of all processes that get there, the one that makes the file `marker` sleeps for an hour; its threads go on."""
+    os.write(1, b"training, says the backbone\n")
+    return _Struck(at, lambda: time.sleep(3600) if _is_first(marker) else None, before_s=0.5)
+
+
 def _signal_once(marker: str, number: signal.Signals) -> None:
     if _is_first(marker):
         os.kill(os.getpid(), number)

@@ -7,7 +7,7 @@ from typing import Any, cast
 import pytest
 
 from mtl import local
-from mtl.config import Model
+from mtl.config import Model, Resources
 from mtl.console import RunConsole, goodput_line
 from mtl.store import open_store
 from tests.helpers.datasets import tiny
@@ -17,19 +17,23 @@ from tests.helpers.jobs import ended_well, tiny_config
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("ray_cluster"), pytest.mark.slow]
 
 
-def test_a_stopped_worker_is_named_and_killed_and_costs_nothing_but_time(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "deadline_s", "why"), [("stops_once", 300, "not heard of for 2"), ("sleeps_once", 15, "no progress for 1")]
+)
+def test_a_worker_that_hangs_is_named_and_killed_and_costs_nothing_but_time(
+    name: str, deadline_s: float, why: str, tmp_path: Path
+) -> None:
     from mtl.on_ray.train import train
 
     tiny(tmp_path / "data")
-    marker, said = tmp_path / "stopped", io.StringIO()
-    model = Model(
-        backbone="tests.helpers.backbones_at_fault:stops_once", backbone_args={"marker": str(marker), "at": 5}
-    )
-    config = tiny_config(tmp_path / "data", tmp_path / "runs", epochs=3, model=model)
+    marker, said = tmp_path / "hangs", io.StringIO()
+    model = Model(backbone=f"tests.helpers.backbones_at_fault:{name}", backbone_args={"marker": str(marker), "at": 5})
+    resources = Resources(step_deadline_s=deadline_s)
+    config = tiny_config(tmp_path / "data", tmp_path / "runs", epochs=3, model=model, resources=resources)
     result = train(config, RunConsole(said))
     log, pid = said.getvalue(), marker.read_text()
     assert f"(process {pid} on " in log, log
-    assert "not heard of for 2" in log, log
+    assert why in log, log
     assert "is here:" in log, "the other worker says where it waits"
     assert "all_reduce" in log or "backward" in log, log
     assert "resumed from the commit of step 3" in log, log
