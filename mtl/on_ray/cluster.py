@@ -66,7 +66,7 @@ def joined(config: Config) -> Generator[None]:
             logging_level=logging.ERROR,
             job_config=JobConfig(_py_driver_sys_path=search),
         )
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except Exception as error:  # a bare one, where a node does not start in time
         raise _unreachable(address or "the cluster at hand", error) from error
     try:
         _check(config)
@@ -94,7 +94,7 @@ def _address(resources: Resources) -> str | None:
 def _unreachable(address: str, error: Exception) -> ResourceError:
     return ResourceError(
         "The Ray cluster can not be reached.",
-        got=f"{address}: {str(error).splitlines()[0]}",
+        got=f"{address}: {next(iter(str(error).splitlines()), type(error).__name__)}",
         expected="the address of a running cluster, host:port",
         do="start one with `ray start --head`, or leave --resources.address and RAY_ADDRESS out to use this machine",
     )

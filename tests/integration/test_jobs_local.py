@@ -58,7 +58,7 @@ def test_a_model_for_images_of_one_size_is_refused_before_its_run_is_begun(home:
     config = tiny_config(home / "tiny", home / "refused", runtime="local", model=model, augment=augment)
     done = job("train.py", "--config", write_config(home / "refused.yaml", config))
     assert done.status == 2
-    assert "takes no larger or smaller images in evaluation than in training" in done.err
+    assert "takes no images of 24 px" in done.err
     assert "leave augment.eval_size_px out" in done.err
     assert "Traceback" not in done.said
     assert not (home / "refused").exists()

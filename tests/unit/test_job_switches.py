@@ -17,7 +17,7 @@ from mtl.config import Augment, Checkpoint, Config, Optimizer
 from mtl.config_evaluation import Evaluation
 from mtl.console import RunConsole
 from mtl.ema import Ema
-from mtl.errors import ConfigError, StoreError
+from mtl.errors import ConfigError, NoSpace
 from mtl.evaluation import evaluate_run
 from mtl.precision import Name, set_numerics
 from mtl.runtime import LocalRuntime
@@ -316,11 +316,11 @@ def test_a_slow_upload_stops_no_step(make: Make, monkeypatch: pytest.MonkeyPatch
 
 def test_an_upload_that_fails_ends_the_run_with_its_cause(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(*_: object) -> str:
-        raise StoreError("The disk is full.")
+        raise NoSpace("The disk is full.")
 
     with monkeypatch.context() as patch:
         patch.setattr(job, "save", failing)
-        with pytest.raises(StoreError, match="The disk is full"):
+        with pytest.raises(NoSpace, match="The disk is full"):
             run(make(checkpoint=OFTEN, epochs=40))
     assert record_of(make()).status == "failed"
     assert record_of(make()).checkpoints == ()
