@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self, final
 
-from mtl.errors import StoreError
+from mtl.errors import StoreError, may_pass
 
 Event = dict[str, Any]
 
@@ -110,8 +110,7 @@ class Background:
             try:
                 return run()
             except StoreError as error:
-                # Its subclasses do not pass by themselves: no such bucket, access denied, a full disk.
-                if type(error) is not StoreError or time.monotonic() + pause_s > until_s:
+                if not may_pass(error) or time.monotonic() + pause_s > until_s:
                     raise
                 if pause_s == FIRST_PAUSE_S:
                     self._events.append({"kind": "note", "text": f"a commit waits for storage: {error.what}"})

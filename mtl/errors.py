@@ -61,6 +61,11 @@ class StoreError(MtlError):
     """Storage refused or failed."""
 
 
+def may_pass(error: BaseException) -> bool:
+    """Whether storage failed in a way that may be over soon; what its subclasses say does not pass by itself."""
+    return type(error) is StoreError
+
+
 @final
 class NotFound(StoreError):
     """No such bucket or object."""

@@ -6,7 +6,7 @@ from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.train import UserCallback
 from ray.train.v2._internal.execution.context import TrainRunContext
 
-from mtl.errors import MtlError, StoreError
+from mtl.errors import MtlError, may_pass
 from mtl.memory import HOST
 from mtl.on_ray.channel import Channel
 
@@ -46,7 +46,7 @@ class Failures(UserCallback):
             MtlError: of a worker, unless storage failed: that may pass.
         """
         for error in worker_exceptions.values():
-            if isinstance(error, MtlError) and type(error) is not StoreError:
+            if isinstance(error, MtlError) and not may_pass(error):
                 raise error
         for rank, error in worker_exceptions.items():
             text = f"worker {rank} failed: {first_line(error)}"

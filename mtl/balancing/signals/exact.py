@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mtl.balancing.base import TaskStats
 from mtl.balancing.signals.base import Scale, Weigher, guarded
+from mtl.balancing.statistic import precise
 
 _PIECE = 1 << 18  # numbers: a megabyte
 
@@ -134,11 +135,11 @@ def _products(rows: Tensor) -> Tensor:
 
     On a CPU piece by piece, each of which fits into a cache: a product of the whole would read the rows twice.
     """
-    precise = rows.to(torch.promote_types(rows.dtype, torch.float32))
-    if precise.is_cuda:
-        return precise @ precise.T
-    products = precise.new_zeros(len(rows), len(rows))
-    for piece in precise.split(max(_PIECE // len(rows), 1), dim=1):
+    rows = precise(rows)
+    if rows.is_cuda:
+        return rows @ rows.T
+    products = rows.new_zeros(len(rows), len(rows))
+    for piece in rows.split(max(_PIECE // len(rows), 1), dim=1):
         products.addmm_(piece, piece.T)
     return products
 
