@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
 
 from mtl import goodput, preflight
 from mtl.config import Augment, Config, Loader
@@ -18,6 +17,7 @@ from mtl.preflight import check
 from mtl.rehearsal import rehearse
 from tests.helpers.datasets import tiny
 from tests.helpers.engine import SMALL, record_of, result_of, rows, saved, store_of, tiny_config
+from tests.helpers.sizes import MADE
 from tests.helpers.tensors import assert_same
 from tests.helpers.tracked import notes_of
 
@@ -25,29 +25,7 @@ Make = Callable[..., Config]
 LARGER = {"eval_size_px": 24, "eval_resize_px": 27}
 
 
-class Sizes(nn.Module):
-    """Takes any size, and remembers the batches it saw outside training."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.convolve = nn.Conv2d(3, 8, 3)
-        self.seen: list[tuple[int, int]] = []
-
-    def forward(self, images: Tensor) -> Tensor:
-        if not self.training:
-            self.seen.append((len(images), images.shape[-1]))
-        return self.convolve(images).mean((2, 3))
-
-
-def sizes() -> nn.Module:
-    MADE.append(made := Sizes())
-    return made
-
-
-MADE: list[Sizes] = []
-
-
-ANY_SIZE = SMALL.model_copy(update={"backbone": f"{__name__}:sizes"})
+ANY_SIZE = SMALL.model_copy(update={"backbone": "tests.helpers.sizes:sizes"})
 
 
 @pytest.fixture(autouse=True)
@@ -133,9 +111,9 @@ def test_a_backbone_for_one_size_is_refused_before_a_run_is_begun(make: Make) ->
 def test_a_rehearsal_looks_at_images_of_both_sizes(make: Make) -> None:
     config = make("rehearsed", LARGER, max_micro_batch=4)
     rehearse(config, check(config).manifest)
-    assert MADE[-1].seen[-1] == (4, 24)
+    assert MADE[-1].evaluated[-1] == (4, 24)
     rehearse(make("rehearsed", {}, max_micro_batch=4), check(config).manifest)
-    assert {size for _, size in MADE[-1].seen} == {16}
+    assert {size for _, size in MADE[-1].evaluated} == {16}
 
 
 def test_evaluation_takes_no_more_samples_at_once_than_training(make: Make) -> None:
@@ -144,7 +122,7 @@ def test_evaluation_takes_no_more_samples_at_once_than_training(make: Make) -> N
         config = make(name, LARGER, max_micro_batch=limit)
         notes_of(config)
         found.append(result_of(config)["metrics"]["test"])
-        most = max(n for n, size in MADE[-1].seen if size == 24)
+        most = max(n for n, size in MADE[-1].evaluated if size == 24)
         assert most <= limit if limit else most == 24
     for task, metrics in found[0].items():
         assert metrics == pytest.approx(found[1][task], rel=1e-9)

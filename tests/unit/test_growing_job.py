@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
 
 from mtl import preflight
 from mtl.config import Augment, Config
@@ -14,6 +13,7 @@ from mtl.errors import ConfigError
 from mtl.parts import build_model, build_specs
 from tests.helpers.datasets import tiny
 from tests.helpers.engine import GROUP_NORM, SMALL, assert_same_run, result_of, rows, store_of, tiny_config
+from tests.helpers.sizes import MADE
 from tests.unit.test_job_switches import _as_before as _as_before  # a fixture
 from tests.unit.test_job_switches import interrupted, run
 
@@ -21,30 +21,7 @@ GROWING = Augment(size_px=16, grow_from_px=8, crop="padded", contrast=0.1, eval_
 SIDES = [8] * 5 + [12] * 5 + [16] * 2  # of twelve steps: four pixels more with each 4.8
 
 
-class Sizes(nn.Module):
-    """Takes any size, and remembers those it saw in training."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.convolve = nn.Conv2d(3, 8, 3)
-        self.seen: list[int] = []
-        self.evaluated: set[int] = set()
-
-    def forward(self, images: Tensor) -> Tensor:
-        if self.training and torch.is_grad_enabled():
-            self.seen.append(images.shape[-1])
-        elif images.device.type != "meta":
-            self.evaluated.add(images.shape[-1])
-        return self.convolve(images).mean((2, 3))
-
-
-def sizes() -> nn.Module:
-    MADE.append(made := Sizes())
-    return made
-
-
-MADE: list[Sizes] = []
-ANY_SIZE = SMALL.model_copy(update={"backbone": f"{__name__}:sizes"})
+ANY_SIZE = SMALL.model_copy(update={"backbone": "tests.helpers.sizes:sizes"})
 
 
 @pytest.fixture(scope="module")
@@ -60,11 +37,11 @@ def config(data: Path, storage: Path, name: str = "tiny", **changes: Any) -> Con
 
 
 def test_the_model_sees_images_that_grow_and_full_ones_in_evaluation(data: Path, tmp_path: Path) -> None:
-    growing = config(data, tmp_path, model=ANY_SIZE)
+    growing, before = config(data, tmp_path, model=ANY_SIZE), len(MADE)
     run(growing)
-    seen = next(made for made in MADE if made.seen)
-    assert seen.seen == SIDES
-    assert seen.evaluated - {8} == {16}  # 8: the model is tried on such an image before it trains
+    seen = next(made for made in MADE[before:] if made.trained)
+    assert [side for _, side in seen.trained] == SIDES
+    assert {side for _, side in seen.evaluated} - {8} == {16}  # 8: the model is tried on such an image before it trains
 
 
 def test_samples_and_labels_are_those_of_full_images(data: Path, tmp_path: Path) -> None:
