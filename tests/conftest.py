@@ -74,7 +74,7 @@ def s3() -> Iterator[str]:
     """The URI of a new, empty bucket on the server at AWS_ENDPOINT_URL; removed afterwards."""
     if not os.environ.get("AWS_ENDPOINT_URL"):
         pytest.skip("AWS_ENDPOINT_URL is unset: no S3 server to test against")
-    client = boto3.client("s3")
+    client = boto3.Session().client("s3")
     bucket = f"mtl-test-{uuid.uuid4().hex}"
     client.create_bucket(Bucket=bucket)
     try:

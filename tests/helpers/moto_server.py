@@ -35,6 +35,6 @@ def simulated_s3(bucket: str) -> Iterator[dict[str, str]]:
         patch.setattr(S3Response, "put_object", put_alone)
         for name, value in variables.items():
             patch.setenv(name, value)
-        boto3.client("s3").create_bucket(Bucket=bucket)
+        boto3.Session().client("s3").create_bucket(Bucket=bucket)
         yield variables
     server.stop()

@@ -73,7 +73,7 @@ def case() -> Iterator[Case]:
             env.setenv("AWS_DEFAULT_REGION", "us-east-1")
             env.setenv("AWS_EC2_METADATA_DISABLED", "true")
         bucket = f"mtl-faults-{uuid.uuid4().hex}"
-        client = boto3.client("s3")
+        client = boto3.Session().client("s3")
         client.create_bucket(Bucket=bucket)
         uri = f"s3://{bucket}/some data"
         tiny(S3Store.at(uri), rows={"train": 80})

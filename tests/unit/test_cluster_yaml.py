@@ -237,7 +237,7 @@ def account() -> Iterator[dict[str, str]]:
     """The outputs of the deployed template."""
     with mock_aws(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Tried to parse AWS::EC2::KeyPair")
-        ec2, stacks = boto3.client("ec2"), boto3.client("cloudformation")
+        ec2, stacks = boto3.Session().client("ec2"), boto3.Session().client("cloudformation")
         # moto publishes no images for deep learning.
         template, found = re.subn(
             r"/aws/service/deeplearning/\S+",
@@ -277,7 +277,7 @@ def test_without_the_operators_values_nothing_starts(
 
 
 def test_nodes_as_launched(account: dict[str, str]) -> None:
-    ec2, iam = boto3.client("ec2"), boto3.client("iam")
+    ec2, iam = boto3.Session().client("ec2"), boto3.Session().client("iam")
 
     def made() -> tuple[int, ...]:
         groups, keys = ec2.describe_security_groups()["SecurityGroups"], ec2.describe_key_pairs()["KeyPairs"]
@@ -303,7 +303,7 @@ def test_nodes_as_launched(account: dict[str, str]) -> None:
 
 
 def test_only_nodes_of_the_cluster_come_in(account: dict[str, str]) -> None:
-    (group,) = boto3.client("ec2").describe_security_groups(GroupIds=[account["SecurityGroup"]])["SecurityGroups"]
+    (group,) = boto3.Session().client("ec2").describe_security_groups(GroupIds=[account["SecurityGroup"]])["SecurityGroups"]
     (rule,) = group["IpPermissions"]
     assert [pair["GroupId"] for pair in rule["UserIdGroupPairs"]] == [account["SecurityGroup"]]
     assert [rule["IpRanges"], rule["Ipv6Ranges"], rule["PrefixListIds"]] == [[], [], []]
@@ -313,7 +313,7 @@ def test_only_nodes_of_the_cluster_come_in(account: dict[str, str]) -> None:
 def test_resources_are_those_of_the_instance_types(cluster: dict[str, Any]) -> None:
     types = cluster["available_node_types"]
     asked = [types[name]["node_config"]["InstanceType"] for name in WORKERS]
-    described = boto3.client("ec2").describe_instance_types(InstanceTypes=asked)["InstanceTypes"]
+    described = boto3.Session().client("ec2").describe_instance_types(InstanceTypes=asked)["InstanceTypes"]
     facts = {item["InstanceType"]: item for item in described}
     for name in WORKERS:
         fact = facts[types[name]["node_config"]["InstanceType"]]
@@ -325,7 +325,7 @@ def test_resources_are_those_of_the_instance_types(cluster: dict[str, Any]) -> N
 
 @pytest.mark.usefixtures("account")
 def test_roles_grant_named_actions_on_named_things() -> None:
-    iam = boto3.client("iam")
+    iam = boto3.Session().client("iam")
     profiles = {p["InstanceProfileName"]: p["Roles"] for p in iam.list_instance_profiles()["InstanceProfiles"]}
     assert {name: [role["RoleName"] for role in roles] for name, roles in profiles.items()} == {
         "mtl-head": ["mtl-head"],
@@ -345,7 +345,7 @@ def test_roles_grant_named_actions_on_named_things() -> None:
 
 
 def _storage_policy() -> dict[str, Any]:
-    iam = boto3.client("iam")
+    iam = boto3.Session().client("iam")
     (policy,) = [p for p in iam.list_policies(Scope="Local")["Policies"] if p["PolicyName"] == "mtl-storage"]
     version = iam.get_policy_version(PolicyArn=policy["Arn"], VersionId=policy["DefaultVersionId"])
     return version["PolicyVersion"]["Document"]
@@ -360,7 +360,7 @@ def test_the_documented_policy_is_the_deployed_one() -> None:
 
 @pytest.mark.usefixtures("account")
 def test_the_storage_policy_is_enough_and_no_more(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    s3, iam = boto3.client("s3"), boto3.client("iam")
+    s3, iam = boto3.Session().client("s3"), boto3.Session().client("iam")
     for bucket in (BUCKET, "elsewhere"):
         s3.create_bucket(Bucket=bucket, CreateBucketConfiguration={"LocationConstraint": "us-west-2"})
         for key in ("data/set/manifest.json", "private"):

@@ -193,7 +193,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
     settings |= {"CONFIG_FILE": str(tmp_path / "none"), "SHARED_CREDENTIALS_FILE": str(tmp_path / "none")}
     for name, value in settings.items():
         monkeypatch.setenv(f"AWS_{name}", value)
-    s3, iam = boto3.client("s3"), boto3.client("iam")
+    s3, iam = boto3.Session().client("s3"), boto3.Session().client("iam")
     s3.create_bucket(Bucket="runs")
     iam.create_user(UserName="reader")
     statement = {"Effect": "Allow", "Action": ["s3:Get*", "s3:List*"], "Resource": "*"}

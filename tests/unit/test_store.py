@@ -61,7 +61,7 @@ def moto(moto_url: str, aws: pytest.MonkeyPatch) -> Iterator[str]:
             return put_object(self)
 
     aws.setattr(S3Response, "put_object", put_alone)
-    client = boto3.client("s3")
+    client = boto3.Session().client("s3")
     client.create_bucket(Bucket="runs")
     yield "s3://runs"
     for page in client.get_paginator("list_objects_v2").paginate(Bucket="runs"):
@@ -263,7 +263,7 @@ class TestS3Faults:
         assert store.list() == list("abcdefg")
 
     def test_folder_markers_of_a_console_are_not_keys(self, moto: str) -> None:
-        client = boto3.client("s3")
+        client = boto3.Session().client("s3")
         client.put_object(Bucket="runs", Key="a/", Body=b"")
         client.put_object(Bucket="runs", Key="a/b/", Body=b"")
         client.close()
