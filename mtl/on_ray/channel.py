@@ -6,14 +6,23 @@ because `ray.train.report` takes a quarter of a second.
 
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import ray
+from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from mtl.errors import MtlError
 from mtl.on_ray.pulse import Pulse, Sighting
 
 Event = dict[str, Any]
+
+_PATIENCE_S = 5.0
+
+
+class ChannelLost(MtlError):
+    """The mailbox is gone, so that driver and workers know nothing of each other."""
 
 
 class _Mailbox:
@@ -67,12 +76,41 @@ class _Mailbox:
         return self._loss
 
 
-class Channel:
-    """A handle to the mailbox; made by the driver, passed to the workers."""
+def _hear(answer: Any, missing: Callable[[], None] | None = None) -> Any:
+    again = "rerunning the command resumes from the last commit"
+    while True:
+        try:
+            return ray.get(answer, timeout=_PATIENCE_S)
+        except GetTimeoutError:
+            if missing:
+                missing()
+        except OutOfMemoryError as error:
+            raise ChannelLost(
+                "The driver's machine ran out of memory.",
+                got=str(error).partition("\n")[0],
+                do=f"have fewer workers on it, a smaller --max-micro-batch, or a larger machine; {again}",
+            ) from error
+        except RayActorError as error:
+            raise ChannelLost("The process through which driver and workers speak has died.", do=again) from error
 
-    def __init__(self) -> None:
+
+class Channel:
+    """A handle to the mailbox; made by the driver, passed to the workers.
+
+    Whatever waits for an answer raises ChannelLost where the mailbox is gone.
+
+    Args:
+        missing: called every five seconds while an answer is missing; may give up by raising. Workers do without:
+            they end with their node.
+    """
+
+    def __init__(self, missing: Callable[[], None]) -> None:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self._mailbox: Any = ray.remote(num_cpus=0)(_Mailbox).options(scheduling_strategy=here).remote()
+        self._missing: Callable[[], None] | None = missing
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_mailbox": self._mailbox, "_missing": None}
 
     def put(self, event: Event) -> None:
         """Send an event to the driver; does not wait."""
@@ -80,11 +118,11 @@ class Channel:
 
     def drain(self) -> list[Event]:
         """The events since the last call."""
-        return ray.get(self._mailbox.drain.remote())
+        return _hear(self._mailbox.drain.remote(), self._missing)
 
     def request_stop(self, who: str = "") -> None:
         """Ask the workers to commit and stop; where many trials share the channel, those of trial `who` or of all."""
-        ray.get(self._mailbox.stop.remote(who))
+        _hear(self._mailbox.stop.remote(who), self._missing)
 
     def ask_stopping(self, who: str = "") -> Any:
         """A future of whether a stop is requested, of `who` or of all."""
@@ -92,7 +130,7 @@ class Channel:
 
     def beat(self, pulse: Pulse) -> bool:
         """Send a sign of life; whether the driver asks where this worker is."""
-        return bool(ray.get(self._mailbox.beat.remote(pulse)))
+        return bool(_hear(self._mailbox.beat.remote(pulse), self._missing))
 
     def leave(self, pulse: Pulse) -> None:
         """Send word that no more signs of life will come, and none are needed."""
@@ -100,7 +138,7 @@ class Channel:
 
     def sightings(self) -> list[Sighting]:
         """The last signs of life of every worker."""
-        return ray.get(self._mailbox.sightings.remote())
+        return _hear(self._mailbox.sightings.remote(), self._missing)
 
     def ask_for_stacks(self) -> None:
         """Ask all workers where they are; those that can answer with an event."""
@@ -116,7 +154,7 @@ class Channel:
 
     def loss(self) -> dict[str, Any] | None:
         """What the last restart has cost; None before the first one."""
-        return ray.get(self._mailbox.loss.remote())
+        return _hear(self._mailbox.loss.remote(), self._missing)
 
 
 class StopWatch:
@@ -133,5 +171,5 @@ class StopWatch:
             if time.monotonic() - self._asked_at > 1:
                 self._asked, self._asked_at = self._channel.ask_stopping(self._who), time.monotonic()
         elif ray.wait([self._asked], timeout=0)[0]:
-            self._stop, self._asked = self._stop or bool(ray.get(self._asked)), None
+            self._stop, self._asked = self._stop or bool(_hear(self._asked)), None
         return self._stop

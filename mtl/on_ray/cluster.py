@@ -2,7 +2,6 @@
 
 import logging
 import os
-import socket
 from collections import Counter
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from ray.job_config import JobConfig
 
 from mtl.config import Config, Resources
 from mtl.errors import ResourceError
+from mtl.on_ray.outage import connect
 
 ENVIRONMENT = {
     # Polls of worker health bound how long a metrics report takes; the default of 2 s is felt on every epoch.
@@ -39,7 +39,6 @@ ELASTIC = {
 """The same for runs with `resources.min_workers`."""
 
 _SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-_CONNECT_S = 5.0
 _CHECKOUT = Path(__file__).resolve().parents[2]
 
 
@@ -83,7 +82,7 @@ def _address(resources: Resources) -> str | None:
     if "://" in host or not port.isdecimal():  # nothing, `auto`, `local`, another protocol
         return address
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
+        connect(address)
     except OSError as error:
         if named:
             raise _unreachable(named, error) from error

@@ -1,6 +1,7 @@
 """What a driver does about what it hears of its workers: show it, keep it, and end what takes too long."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import final
 
 from mtl.config import Resources
@@ -9,6 +10,7 @@ from mtl.logs import Logs
 from mtl.on_ray.channel import Channel, Event
 from mtl.on_ray.heart import Watch
 from mtl.on_ray.losses import Losses
+from mtl.on_ray.outage import wait_for_head
 from mtl.on_ray.watchdog import Watchdog
 
 
@@ -18,7 +20,7 @@ class Listener:
 
     Args:
         resources: what was asked for, and how long things may take.
-        channel: from the workers and Train's controller.
+        channel: makes the one from the workers and Train's controller; told what to do while it says nothing.
         listen: called with every event of rank 0, and with notes of the driver's own.
         logs: keeps all of that, and what the workers print; shipped with every commit.
 
@@ -26,10 +28,17 @@ class Listener:
         failures: how often workers were started anew because some had failed.
     """
 
-    def __init__(self, resources: Resources, channel: Channel, listen: Callable[[Event], None], logs: Logs) -> None:
-        self.channel, self._listen, self.logs, self.failures = channel, listen, logs, 0
+    def __init__(
+        self,
+        resources: Resources,
+        channel: Callable[[Callable[[], None]], Channel],
+        listen: Callable[[Event], None],
+        logs: Logs,
+    ) -> None:
+        self._listen, self.logs, self.failures = listen, logs, 0
+        self.channel = channel(partial(wait_for_head, self.say))
         self._watchdog, self._losses = Watchdog(resources), Losses()
-        self._watch = Watch(resources, channel, self.say)
+        self._watch = Watch(resources, self.channel, self.say)
 
     @property
     def waiting(self) -> bool:
@@ -40,7 +49,8 @@ class Listener:
         """Hear what there is to hear, and judge.
 
         Raises:
-            ResourceError: there have been no workers for too long.
+            ResourceError: there have been no workers for too long, or no head.
+            ChannelLost: nobody is heard any more.
         """
         for event in self.channel.drain():
             self._hear(event)
@@ -50,7 +60,12 @@ class Listener:
         self._watchdog.check()
 
     def abort(self) -> bool:
-        """End the controller, and with it what it waits for; whether there is one yet."""
+        """End the controller, and with it what it waits for; whether there is one yet.
+
+        Raises:
+            ResourceError: the head is gone.
+        """
+        wait_for_head(self.say)
         return self._watchdog.abort()
 
     def _hear(self, event: Event) -> None:

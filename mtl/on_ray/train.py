@@ -19,7 +19,7 @@ from mtl.job import Job
 from mtl.limit import Limit
 from mtl.logs import Logs
 from mtl.memory import HOST, attributed
-from mtl.on_ray.channel import Channel, Event
+from mtl.on_ray.channel import Channel, ChannelLost, Event
 from mtl.on_ray.cluster import joined, labels
 from mtl.on_ray.failures import Failures, first_line, killed_for_memory
 from mtl.on_ray.listener import Listener
@@ -72,14 +72,16 @@ def fit(config: Config, owner: str, listen: Callable[[Event], None], stopping: C
     logs = Logs(store, record.attempt + 1 if record else 1)
     try:
         while True:
-            listener = Listener(config.resources, Channel(), listen, logs)
+            listener = Listener(config.resources, Channel, listen, logs)
             try:
                 return _fit(config, owner, listener, stopping, store, failures)
-            except (ControllerError, RayActorError) as error:
-                # Train restarts workers that fail, and not its own actors; Ray's memory monitor ends those as well.
+            except (ChannelLost, ControllerError, RayActorError) as error:
+                # Train restarts workers that fail, and neither its own actors nor our mailbox; Ray's memory monitor
+                # ends those as well.
                 failures += max(listener.failures, 1)
                 cause = getattr(error, "controller_failure", error)
-                if isinstance(cause, MtlError) or failures > config.resources.max_failures or stopping():
+                final = isinstance(cause, MtlError) and not isinstance(cause, ChannelLost)
+                if final or failures > config.resources.max_failures or stopping():
                     raise
                 listener.abort()
                 listener.say(f"Ray Train failed and begins anew: {first_line(cause)}")
@@ -115,15 +117,21 @@ def _fit(
         # Off the main thread Ray installs no handler of SIGINT, so that a stop is ours to carry out.
         fitting = threading.Thread(target=run, name="fit", daemon=True)
         fitting.start()
-        while fitting.is_alive():
-            fitting.join(timeout=0.5)
-            if not asked and stopping():
-                asked = True
-                listener.channel.request_stop()
+        try:
+            while fitting.is_alive():
+                fitting.join(timeout=0.5)
+                if not asked and stopping():
+                    asked = True
+                    listener.channel.request_stop()
+                listener.attend()
+                if asked and listener.waiting and fitting.is_alive() and listener.abort():
+                    return _stopped(store)
             listener.attend()
-            if asked and listener.waiting and fitting.is_alive() and listener.abort():
-                return _stopped(store)
-        listener.attend()
+        except ChannelLost:
+            # A controller that we do not know of yet ends with its workers, which hear nothing either.
+            while fitting.is_alive() and not listener.abort():
+                fitting.join(timeout=0.5)
+            raise
     result = outcome[0]
     if isinstance(result, BaseException):
         raise result

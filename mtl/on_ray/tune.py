@@ -11,6 +11,7 @@ import os
 import tempfile
 import threading
 from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, final
 
@@ -26,6 +27,7 @@ from mtl.errors import MtlError
 from mtl.limit import Limit
 from mtl.on_ray.channel import Channel
 from mtl.on_ray.cluster import joined, usable
+from mtl.on_ray.outage import wait_for_head
 from mtl.on_ray.signals import Signals
 from mtl.session import Says
 from mtl.sweep.board import Board
@@ -78,7 +80,7 @@ def _together(board: Board) -> int:
 
 
 def _execute(board: Board, console: Says, together: int, scratch: str) -> None:
-    channel, conduct = Channel(), Conduct(board)
+    channel, conduct = Channel(partial(wait_for_head, console.line)), Conduct(board)
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(_trial, channel=channel), TRIAL),
         tune_config=tune.TuneConfig(

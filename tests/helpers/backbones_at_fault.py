@@ -113,7 +113,7 @@ def eats(marker: str, at: int) -> nn.Module:
     return _Struck(at, lambda: _eat() if not marker or _is_first(marker) else None)
 
 
-def _eat(most_bytes: int = 8 << 30, each_bytes: int = 32 << 20) -> None:
+def _eat(most_bytes: int = 10 << 30, each_bytes: int = 64 << 20) -> None:
     held: list[bytes] = []
     while len(held) * each_bytes < most_bytes:
         held.append(b"x" * each_bytes)

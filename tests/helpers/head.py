@@ -50,6 +50,14 @@ class RealHead:
                     found.append(int(process.name))
         return found
 
+    def lose(self) -> None:
+        """Kill the head itself; its workers, and drivers with its HOME, may see how they get on."""
+        (self.folder / "lost").touch()
+        for pid in self.pids():
+            command = Path(f"/proc/{pid}/cmdline").read_bytes()
+            if not command.startswith(b"ray::") and b"jobs/" not in command:
+                os.kill(pid, signal.SIGKILL)
+
 
 @contextmanager
 def real_head(*, cpus: int = 2, variables: Mapping[str, str] | None = None) -> Iterator[RealHead]:
@@ -94,7 +102,7 @@ def real_head(*, cpus: int = 2, variables: Mapping[str, str] | None = None) -> I
     try:
         _await(head, process)
         yield head
-        if process.poll() is not None:
+        if process.poll() is not None and not (folder / "lost").exists():
             raise RuntimeError(f"the head ended by itself:\n{(folder / 'out').read_text()[-4000:]}")
     finally:
         process.terminate()

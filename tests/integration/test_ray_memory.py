@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from tests.helpers.jobs import ended_well, job, tiny_config, write_config
 
 pytestmark = pytest.mark.slow
 
-ROOM, SPARE = 4 << 30, 3 << 30  # what a head and a worker may take, and what the machine keeps beside
+ROOM, SPARE = 6 << 30, 3 << 30  # what may be taken, other tests beside included, and what the machine keeps
 
 
 @pytest.fixture(scope="module")
@@ -59,11 +60,11 @@ def test_restarts_for_memory_end_with_what_helps(head: RealHead, tmp_path: Path)
     config = eating(head, tmp_path, "")
     done = job("train.py", "--config", write_config(tmp_path / "config.yaml", config), env=head.environment)
     assert done.status == 2, done.said
-    assert "The machine of worker 0 ran out of memory, and the restarts allowed are used up." in done.said
-    assert "--max-micro-batch" in done.said
+    # Whom the monitor ends besides is its own affair: the worker alone, or the process it is heard through as well.
+    assert re.search(r"^(The machine of worker 0|The driver's machine|A machine) ran out of memory", done.err, re.M), done
+    assert "--max-micro-batch" in done.err
     assert "Traceback" not in done.said
-    assert done.said.count("was ended by Ray") == 2, done.said
     left = json.loads((tmp_path / "runs" / "tiny" / "run.json").read_text())
-    assert (left["status"], left["owner"]) == ("failed", None)
+    assert (left["status"], left["owner"], left["attempt"]) == ("failed", None, 2)
     assert [commit["step"] for commit in left["checkpoints"]] == [6, 3]
     assert not [pid for pid in head.pids() if b"TrainWorker" in Path(f"/proc/{pid}/cmdline").read_bytes()]

@@ -19,7 +19,7 @@ class Driver:
     def __init__(self) -> None:
         self.mailbox, self.store, self.shown = Mailbox(), MemoryStore(), list[dict[str, Any]]()
         logs = Logs(self.store, 1)
-        self.listener = Listener(Resources(), cast("Channel", self.mailbox), self.shown.append, logs)
+        self.listener = Listener(Resources(), lambda _: cast("Channel", self.mailbox), self.shown.append, logs)
 
     def hear(self, **event: Any) -> None:
         self.mailbox.put(event)
