@@ -345,9 +345,10 @@ def test_one_batch_is_learnt_by_heart(make: Make, monkeypatch: pytest.MonkeyPatc
     assert_same_end(again, short)
 
 
-def test_one_batch_is_shown_as_it_is(make: Make) -> None:
+@pytest.mark.parametrize("change", [{"mixup": 0.2}, {"grow_from_px": 8}])
+def test_one_batch_is_shown_as_it_is(change: dict[str, float], make: Make) -> None:
     with pytest.raises(ConfigError, match="overfit_batch"):
-        make(overfit_batch=True, augment=make().augment.model_copy(update={"mixup": 0.2}))
+        make(overfit_batch=True, augment=make().augment.model_copy(update=change))
 
 
 @pytest.mark.parametrize("switch", [{"mixup": 0.5}, {"cutmix": 1.0}, {"erase": 0.5}])
