@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from mtl import job, local, preflight
 from mtl.checkpoint import Checkpoint as Saved
@@ -166,6 +167,26 @@ def test_precisions_differ(make: Make) -> None:
     assert all(tensor.dtype == torch.float32 for end in ends for tensor in end.values())
     for one, other in ((0, 1), (0, 2), (1, 2)):
         assert any(not tensor.equal(ends[other][name]) for name, tensor in ends[one].items())
+
+
+@pytest.mark.parametrize(
+    ("precision", "products"), [("fp32", "ieee"), ("tf32", "tf32"), ("bf16", "ieee"), ("fp16", "ieee")]
+)
+def test_products_of_a_run_are_as_exact_as_it_says(precision: Name, products: str, make: Make) -> None:
+    """In training and in evaluation, whatever the process computed before; cuDNN's are TF32 unless torch is told."""
+    seen: set[tuple[bool, str, str]] = set()
+
+    def look(module: nn.Module, _: object) -> None:
+        cuda, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+        seen.add((module.training, cuda.fp32_precision, cudnn.fp32_precision))  # pyright: ignore
+
+    set_numerics("fp32" if precision == "tf32" else "tf32", deterministic=False)
+    handle = register_module_forward_pre_hook(look)
+    try:
+        run(make(epochs=1).model_copy(update={"precision": precision}))  # tf32 is refused without a GPU, but trains
+    finally:
+        handle.remove()
+    assert seen == {(True, products, products), (False, products, products)}
 
 
 def worse_after(monkeypatch: pytest.MonkeyPatch, best_epoch: int) -> None:
