@@ -71,7 +71,7 @@ def newest(config: Config) -> Saved:
     return load(store_of(config), commit.path, commit.manifest_sha256)
 
 
-def interrupted(config: Config, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+def interrupted(config: Config, monkeypatch: pytest.MonkeyPatch, step: int, dtype: torch.dtype = torch.float32) -> None:
     """Train until the process dies at the commit of `step`, and then to the end."""
     save = job.save
 
@@ -83,8 +83,8 @@ def interrupted(config: Config, monkeypatch: pytest.MonkeyPatch, step: int) -> N
     with monkeypatch.context() as patch:
         patch.setattr(job, "save", dying)
         with pytest.raises(Crash):
-            run(config)
-    run(config)
+            run(config, dtype)
+    run(config, dtype)
 
 
 def assert_same_end(got: Config, expected: Config) -> None:
