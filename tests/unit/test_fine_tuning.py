@@ -14,7 +14,7 @@ from mtl.errors import ConfigError
 from mtl.parts import build_model, build_specs
 from mtl.store import open_store
 from tests.helpers.datasets import tiny
-from tests.helpers.engine import SMALL, record_of, result_of, tiny_config
+from tests.helpers.engine import BATCH_NORM, SMALL, record_of, result_of, tiny_config
 from tests.helpers.moto_server import simulated_s3
 from tests.unit.test_job_switches import Events, interrupted, newest, run
 from tests.unit.test_job_switches import _as_before as _as_before  # a fixture
@@ -89,6 +89,26 @@ def test_a_commit_on_object_storage_serves_another_run(bucket: str, tmp_path: Pa
     expected = load(open_store(bucket).get(address.removeprefix(f"{bucket}/")))
     for name, tensor in newest(second).files["model"].items():
         torch.testing.assert_close(tensor, expected[name], rtol=0, atol=1e-20, msg=name)
+
+
+def test_frozen_batch_norm_keeps_the_statistics_of_the_file_through_a_job(bucket: str, tmp_path: Path) -> None:
+    tiny(tmp_path / "data")
+    first = tiny_config(tmp_path / "data", tmp_path / "runs", global_batch=64, model=BATCH_NORM)
+    run(first)
+    before = newest(first).files["model"]
+    open_store(bucket).put(FILE, save({name: tensor.contiguous() for name, tensor in before.items()}))
+    model = {"init_from": f"{bucket}/{FILE}", "batch_norm_groups": 2}
+    frozen, moving = (
+        tuned(bucket, tmp_path, policy, model=BATCH_NORM.model_copy(update={**model, "batch_norm": policy}))
+        for policy in ("frozen", "local")
+    )
+    for config, stays in ((frozen, True), (moving, False)):
+        run(config)
+        after = newest(config).files["model"]
+        statistics = [name for name in after if "running_" in name]
+        assert statistics
+        assert all(after[name].equal(before[name]) == stays for name in statistics)
+        assert not any(after[name].equal(before[name]) for name in after if name.endswith("0.weight"))
 
 
 def test_a_file_that_is_not_there_ends_the_run_with_its_address(bucket: str, tmp_path: Path) -> None:
