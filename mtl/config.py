@@ -15,10 +15,11 @@ from mtl.config_model import Model
 from mtl.config_optimizer import Optimizer
 from mtl.config_order import Order as Order
 from mtl.config_order import Rebalance, impossible_rebalancing
+from mtl.config_resources import OF_RAY
 from mtl.config_resources import Resources as Resources
 from mtl.config_tracking import Tracking
 from mtl.errors import ConfigError
-from mtl.schema import WHOLE, Search, Section, identity, invalid, listed, placement, resumable, searchable
+from mtl.schema import WHOLE, Search, Section, identity, invalid, listed, placement, resumable, searchable, set_of
 from mtl.task_config import Loss as Loss
 from mtl.task_config import Task
 from mtl.task_config import TaskKind as TaskKind
@@ -138,6 +139,9 @@ def _contradictions(config: Config) -> Iterator[str]:
     if config.mixture and config.order.keep_tail:
         yield "order.keep_tail does not go with mixture: proportions would not be exact"
     yield from _elastic(config)
+    if config.runtime != "ray":
+        for name in set_of(config.resources, OF_RAY):
+            yield f"resources.{name} ({getattr(config.resources, name)}) needs runtime=ray: nobody else reads it"
     if config.resources.workers > lanes:
         yield f"resources.workers ({config.resources.workers}) must be at most order.lanes ({lanes})"
     if config.model.batch_norm == "groups":
@@ -181,6 +185,8 @@ def _contradictions(config: Config) -> Iterator[str]:
         yield f"augment.mixup, cutmix mix within lanes: global_batch ({batch}) must be twice order.lanes ({lanes})"
     if config.overfit_batch and (augment.mixup or augment.cutmix or augment.erase):
         yield "overfit_batch shows the same pixels at every step: set augment.mixup, cutmix and erase to 0"
+    if config.overfit_batch and augment.grow_from_px is not None:
+        yield f"overfit_batch shows images of one size: leave out augment.grow_from_px ({augment.grow_from_px})"
     if config.loader.memory == "decoded" and augment.crop == "resized":
         yield "loader.memory=decoded can not keep what augment.crop=resized cuts from images of any size: use encoded"
     recolours = augment.brightness or augment.contrast or augment.saturation

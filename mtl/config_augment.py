@@ -5,7 +5,9 @@ from typing import Literal, Self
 from pydantic import model_validator
 
 from mtl.errors import ConfigError
-from mtl.schema import Section, identity, resumable
+from mtl.schema import Section, identity, refuse_unread, resumable
+
+_OF_CROPS = {"none": (), "resized": ("crop_scale", "crop_ratio"), "padded": ("crop_pad_px",)}
 
 
 class Augment(Section):
@@ -18,9 +20,9 @@ class Augment(Section):
     crop: Literal["none", "resized", "padded"] = identity(
         "resized", "training view: whole image resized | random part resized | random shift within a padded border"
     )
-    crop_scale: tuple[float, float] = identity((0.35, 1.0), "share of the area that a resized crop keeps")
-    crop_ratio: tuple[float, float] = identity((0.75, 4 / 3), "aspect ratio of a resized crop")
-    crop_pad_px: int = identity(4, "border of a padded crop, in pixels of the final size", ge=0)
+    crop_scale: tuple[float, float] = identity((0.35, 1.0), "resized: share of the area that is kept")
+    crop_ratio: tuple[float, float] = identity((0.75, 4 / 3), "resized: aspect ratio")
+    crop_pad_px: int = identity(4, "padded: width of the border, in pixels of the final size", ge=0)
     flip: float = identity(0.5, "probability of a horizontal mirror", ge=0, le=1)
     brightness: float = identity(0.2, "brightness is multiplied by a factor within 1 +- this", ge=0, le=1)
     contrast: float = identity(0.0, "contrast is multiplied by a factor within 1 +- this", ge=0, le=1)
@@ -55,6 +57,9 @@ class Augment(Section):
             )
         if not 0 < ratio[0] <= ratio[1]:
             raise ConfigError("augment.crop_ratio is no range.", got=ratio, expected="low and high, 0 < low <= high")
+        for crop, options in _OF_CROPS.items():
+            if crop != self.crop:
+                refuse_unread(self, options, f"crop = {self.crop}")
         if self.grow_from_px is not None and self.grow_from_px >= self.size_px:
             raise ConfigError(
                 "augment.grow_from_px leaves nothing to grow.",

@@ -5,7 +5,7 @@ from typing import Literal, Self
 from pydantic import model_validator
 
 from mtl.errors import ConfigError
-from mtl.schema import Section, identity
+from mtl.schema import Section, identity, refuse_unread
 
 
 class Sharing(Section):
@@ -70,4 +70,10 @@ class Model(Section):
         "groups",
         "statistics over fixed groups of lanes | all workers (GPU) | each worker's own batch | stored ones only",
     )
-    batch_norm_groups: int = identity(2, "number of groups; the worker count must divide it", ge=1)
+    batch_norm_groups: int = identity(2, "groups: how many; the worker count must divide it", ge=1)
+
+    @model_validator(mode="after")
+    def _fits_policy(self) -> Self:
+        if self.batch_norm != "groups":
+            refuse_unread(self, ("batch_norm_groups",), f"batch_norm = {self.batch_norm}")
+        return self

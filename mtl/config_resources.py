@@ -1,6 +1,20 @@
 """What a job takes of a cluster, and how long it waits there."""
 
-from mtl.schema import Section, placement
+from typing import Self
+
+from pydantic import model_validator
+
+from mtl.schema import Section, placement, refuse_unread
+
+OF_RAY = (
+    "accelerator",
+    "address",
+    "max_failures",
+    "pending_deadline_s",
+    "first_step_deadline_s",
+    "step_deadline_s",
+)
+"""What only Ray gives a meaning."""
 
 
 class Resources(Section):
@@ -11,7 +25,7 @@ class Resources(Section):
         None, "fewest workers that the run goes on with while nodes are missing; None: it waits for all", ge=1
     )
     resize_s: float = placement(
-        600.0, "seconds between looks for nodes that came, where workers are missing; each gain is a restart", gt=0
+        600.0, "min_workers: seconds between looks for nodes that came; each gain is a restart", gt=0
     )
     cpus_per_worker: int = placement(1, "CPU cores of each worker", ge=1)
     gpu: bool = placement(False, "one GPU for each worker")
@@ -30,3 +44,9 @@ class Resources(Section):
     step_deadline_s: float = placement(
         300.0, "the same after the first step; more than a commit, or storage that is away for a while, takes", gt=0
     )
+
+    @model_validator(mode="after")
+    def _belongs_together(self) -> Self:
+        if self.min_workers is None:
+            refuse_unread(self, ("resize_s",), "min_workers = None")
+        return self

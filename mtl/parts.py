@@ -75,6 +75,12 @@ def build_model(config: Config, specs: list[TaskSpec], dtype: torch.dtype = torc
     )
     model = PATTERNS[wanted.sharing.pattern](backbone, heads, **wanted.sharing.arguments())
     check_sizes(model, wanted.backbone, config.augment.size_px, config.augment.other_sizes)
+    if wanted.batch_norm in ("sync", "frozen") and not has_batch_norm(model):
+        raise ConfigError(
+            f"model.batch_norm={wanted.batch_norm} would have no effect.",
+            got=f"{wanted.backbone}, without batch norm",
+            do="leave it out, or choose local, which binds no number of workers",
+        )
     if config.order.keep_tail and config.model.batch_norm != "frozen" and has_batch_norm(model):
         raise ConfigError(
             "An incomplete batch would spoil the statistics of batch norm: its few rows are no fair sample.",

@@ -8,7 +8,7 @@ Every field has a role, which says what a resumed run may change:
 """
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Literal, Self, cast, get_args, get_origin
 
 from pydantic import (
@@ -95,6 +95,30 @@ def _keys(model: Any, path: tuple[int | str, ...]) -> list[str]:
     for part in path:
         model = get_args(model)[1] if get_origin(model) is dict else model.model_fields[part].annotation
     return list(model.model_fields)
+
+
+def refuse_unread(section: Section, fields: Iterable[str], setting: str) -> None:
+    """Refuse values that say nothing.
+
+    Args:
+        fields: of `section`, that nobody reads with this `setting` of it.
+
+    Raises:
+        ConfigError: one of them has another value than its default.
+    """
+    if unread := set_of(section, fields):
+        of, known = type(section).__name__.lower(), type(section).model_fields
+        raise ConfigError(
+            f"{', '.join(f'{of}.{name}' for name in unread)} would have no effect.",
+            got=f"{', '.join(f'{name} = {getattr(section, name)}' for name in unread)}, with {setting}",
+            expected=f"{', '.join(f'{name} = {known[name].default}' for name in unread)}, the default",
+            do="leave it out, or change what it belongs to",
+        )
+
+
+def set_of(section: Section, fields: Iterable[str]) -> list[str]:
+    """Those of the `fields` that have another value than their default."""
+    return [name for name in fields if getattr(section, name) != type(section).model_fields[name].default]
 
 
 def listed(problems: list[str]) -> str:

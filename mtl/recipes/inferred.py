@@ -39,7 +39,7 @@ def auto(data: str, manifest: Manifest) -> Config:
     short = min(manifest.image_px)
     size = 32 if short < 48 else 64 if short < 96 else 128 if short < 192 else 224
     tasks = {name: Task(kind=_KINDS[label.kind], label=name) for name, label in manifest.labels.items()}
-    classes_only = all(label.kind in _NAMES for label in manifest.labels.values())
+    flip = 0.5 if all(label.kind in _NAMES for label in manifest.labels.values()) else 0.0
     rows = manifest.split("train").rows
     batch = 256 if rows >= 8192 else 64 if rows >= 640 else 32
     small = size <= 64
@@ -51,13 +51,9 @@ def auto(data: str, manifest: Manifest) -> Config:
         epochs=20,
         global_batch=batch,
         tasks=tasks,
-        augment=Augment(
-            size_px=size,
-            crop="padded" if small else "resized",
-            crop_scale=(0.6, 1.0),
-            flip=0.5 if classes_only else 0.0,
-            eval_resize_px=size if small else size * 8 // 7,
-        ),
+        augment=Augment(size_px=size, crop="padded", flip=flip, eval_resize_px=size)
+        if small
+        else Augment(size_px=size, crop="resized", crop_scale=(0.6, 1.0), flip=flip, eval_resize_px=size * 8 // 7),
         model=own if small else Model(backbone="resnet18"),
         optimizer=Optimizer(name="adam", lr=1e-3, warmup_epochs=1),
         order=Order(lanes=16, block_row_groups=None if rows <= 100_000 else 8),

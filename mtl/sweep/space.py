@@ -105,8 +105,8 @@ def search_space(config: Config, overrides: Mapping[str, Range | str | None]) ->
             expected="two tasks or more, or a range for some field",
             do="give a range in a sweep file: --sweep-file FILE",
         )
-    for corner in ([0.0] * len(space.axes), [1.0] * len(space.axes)):
-        applied(config, space.values(corner))
+    for end in (0.0, 1.0):  # of the ranges: any shares are valid, but for a weight of exactly zero
+        applied(config, space.values([end] * len(ranges) + [0.5] * (len(space.axes) - len(ranges))))
     return space
 
 

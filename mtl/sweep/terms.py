@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from typing import Any, final
 
 from mtl.config import Config, parse
+from mtl.config_order import Rebalance
 from mtl.errors import CheckpointError, ConfigError
 from mtl.record import RUN
-from mtl.schema import differences
+from mtl.schema import differences, refuse_unread
 from mtl.store import Store
 from mtl.sweep.objective import objective
 from mtl.sweep.record import SWEEP, TRIALS, Record, Trial
@@ -30,6 +31,8 @@ class Terms:
 
     def __init__(self, config: Config, sweep: Sweep) -> None:
         self.config, self._sweep = config, sweep
+        if config.runtime != "ray":
+            refuse_unread(sweep, ("concurrent",), f"runtime = {config.runtime}, one trial after the other")
         self.space = search_space(config, sweep.space)
         self.objective = objective(sweep.metric, config)
         self.grace = sweep.grace or max(1, config.epochs // 4)
@@ -70,8 +73,7 @@ class Terms:
         """What a trial trains: an ordinary run below the sweep."""
         config = self.config
         if trial.task is not None:
-            alone = config.tasks[trial.task].model_copy(update={"weight": 1.0})
-            config = config.model_copy(update={"tasks": {trial.task: alone}})
+            config = config.model_copy(update=_alone(config, trial.task))
         else:
             config = applied(config, trial.values)
         at = f"{config.storage.rstrip('/')}/{config.name}/{TRIALS}"
@@ -114,6 +116,20 @@ class Terms:
         weights = {f"tasks.{task}.weight": 1.0 for task in tasks}
         point = self.space.point({name: float(number_at(self.config, name)) for name in self.space.ranges} | weights)
         return (*singles, Trial(id="uniform", kind="uniform", point=tuple(point or ()), values=weights))
+
+
+def _alone(config: Config, name: str) -> dict[str, object]:
+    """What to change for one task to be trained by itself. What names the others goes with them."""
+    task, learning, evaluation = config.tasks[name], config.optimizer, config.evaluation
+    its_best = evaluation.best is not None and evaluation.best.startswith(f"{name}/")
+    return {
+        "tasks": {name: task.model_copy(update={"weight": 1.0, "group_of": None})},
+        "optimizer": learning.model_copy(
+            update={"head_lr": {its: lr for its, lr in learning.head_lr.items() if its == name}}
+        ),
+        "rebalance": config.rebalance if config.rebalance.task == name else Rebalance(),
+        "evaluation": evaluation if its_best else evaluation.model_copy(update={"best": None, "patience": None}),
+    }
 
 
 def _changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, object, object]]:

@@ -26,12 +26,12 @@ def test_a_recipe_is_complete() -> None:
 
 
 def test_any_value_can_be_changed() -> None:
-    flags = "--epochs 3 --optimizer.lr 0.5 --tasks.count.weight=2 --resources.workers 1 --model.batch-norm local"
-    config = parse(["shapes", *flags.split(), "--augment.crop-scale", "0.5", "0.9", "--no-deterministic"]).config
-    assert (config.epochs, config.optimizer.lr, config.tasks["count"].weight) == (3, 0.5, 2)
+    flags = "--epochs 3 --optimizer.lr 0.5 --tasks.group.weight=2 --resources.workers 1 --model.batch-norm local"
+    config = parse(["article", *flags.split(), "--augment.crop-scale", "0.5", "0.9", "--no-deterministic"]).config
+    assert (config.epochs, config.optimizer.lr, config.tasks["group"].weight) == (3, 0.5, 2)
     assert (config.resources.workers, config.model.batch_norm, config.augment.crop_scale) == (1, "local", (0.5, 0.9))
     assert not config.deterministic
-    assert config.tasks["shape"] == recipes.SHAPES.tasks["shape"]
+    assert config.tasks["fine"] == recipes.get("article").tasks["fine"]
 
 
 @pytest.mark.parametrize("spell", [lambda path: ["--config", path], lambda path: [f"--config={path}"]])

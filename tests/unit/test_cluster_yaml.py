@@ -303,7 +303,9 @@ def test_nodes_as_launched(account: dict[str, str]) -> None:
 
 
 def test_only_nodes_of_the_cluster_come_in(account: dict[str, str]) -> None:
-    (group,) = boto3.Session().client("ec2").describe_security_groups(GroupIds=[account["SecurityGroup"]])["SecurityGroups"]
+    (group,) = (
+        boto3.Session().client("ec2").describe_security_groups(GroupIds=[account["SecurityGroup"]])["SecurityGroups"]
+    )
     (rule,) = group["IpPermissions"]
     assert [pair["GroupId"] for pair in rule["UserIdGroupPairs"]] == [account["SecurityGroup"]]
     assert [rule["IpRanges"], rule["Ipv6Ranges"], rule["PrefixListIds"]] == [[], [], []]

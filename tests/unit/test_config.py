@@ -157,6 +157,11 @@ def test_augmentation_that_falsifies_a_label_is_refused(refusing: str, augment: 
         (lambda: Augment(crop_scale=(0.5, 0.2)), "crop_scale"),
         (lambda: Augment(crop_scale=(0.0, 1.0)), "crop_scale"),
         (lambda: Augment(crop_ratio=(2.0, 1.0)), "crop_ratio"),
+        (lambda: Augment(crop="padded", crop_scale=(0.5, 1.0)), "augment.crop_scale would have no effect"),
+        (lambda: Augment(crop="none", crop_ratio=(1.0, 1.0)), "augment.crop_ratio would have no effect"),
+        (lambda: Augment(crop="resized", crop_pad_px=2), "augment.crop_pad_px would have no effect"),
+        (lambda: Model(batch_norm="frozen", batch_norm_groups=4), "model.batch_norm_groups would have no effect"),
+        (lambda: Resources(resize_s=60), "resources.resize_s would have no effect"),
         (lambda: Augment(size_px=64, eval_resize_px=32), "eval_resize_px"),
         (lambda: Augment(size_px=64, eval_size_px=96, eval_resize_px=80), r"eval_size_px = 96"),
     ],
@@ -238,6 +243,26 @@ def test_differences_carry_their_role(changes: dict[str, Any], expected: dict[st
 def test_other_tasks_are_one_difference() -> None:
     fewer = changed(tasks={"kind": BASE.tasks["kind"]})
     assert differences(BASE, fewer) == {"tasks": ("identity", BASE.tasks, fewer.tasks)}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("address", "10.0.0.1:6379"),
+        ("accelerator", "L4"),
+        ("max_failures", 1),
+        ("pending_deadline_s", 60),
+        ("first_step_deadline_s", 60),
+        ("step_deadline_s", 60),
+    ],
+)
+def test_what_only_ray_reads_is_refused_without_it(name: str, value: object) -> None:
+    resources = Resources.model_validate({name: value, "gpu": True})
+    changed(resources=resources)
+    with pytest.raises(ConfigError, match="contradicts itself") as caught:
+        changed(resources=resources, runtime="local")
+    assert f"resources.{name}" in str(caught.value.got)
+    assert "needs runtime=ray" in str(caught.value.got)
 
 
 def test_lanes_bound_the_workers_and_groups_divide() -> None:

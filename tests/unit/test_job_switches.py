@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from mtl import job, local, preflight
 from mtl.checkpoint import Checkpoint as Saved
@@ -70,7 +71,7 @@ def newest(config: Config) -> Saved:
     return load(store_of(config), commit.path, commit.manifest_sha256)
 
 
-def interrupted(config: Config, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+def interrupted(config: Config, monkeypatch: pytest.MonkeyPatch, step: int, dtype: torch.dtype = torch.float32) -> None:
     """Train until the process dies at the commit of `step`, and then to the end."""
     save = job.save
 
@@ -82,8 +83,8 @@ def interrupted(config: Config, monkeypatch: pytest.MonkeyPatch, step: int) -> N
     with monkeypatch.context() as patch:
         patch.setattr(job, "save", dying)
         with pytest.raises(Crash):
-            run(config)
-    run(config)
+            run(config, dtype)
+    run(config, dtype)
 
 
 def assert_same_end(got: Config, expected: Config) -> None:
@@ -166,6 +167,26 @@ def test_precisions_differ(make: Make) -> None:
     assert all(tensor.dtype == torch.float32 for end in ends for tensor in end.values())
     for one, other in ((0, 1), (0, 2), (1, 2)):
         assert any(not tensor.equal(ends[other][name]) for name, tensor in ends[one].items())
+
+
+@pytest.mark.parametrize(
+    ("precision", "products"), [("fp32", "ieee"), ("tf32", "tf32"), ("bf16", "ieee"), ("fp16", "ieee")]
+)
+def test_products_of_a_run_are_as_exact_as_it_says(precision: Name, products: str, make: Make) -> None:
+    """In training and in evaluation, whatever the process computed before; cuDNN's are TF32 unless torch is told."""
+    seen: set[tuple[bool, str, str]] = set()
+
+    def look(module: nn.Module, _: object) -> None:
+        cuda, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+        seen.add((module.training, cuda.fp32_precision, cudnn.fp32_precision))  # pyright: ignore
+
+    set_numerics("fp32" if precision == "tf32" else "tf32", deterministic=False)
+    handle = register_module_forward_pre_hook(look)
+    try:
+        run(make(epochs=1).model_copy(update={"precision": precision}))  # tf32 is refused without a GPU, but trains
+    finally:
+        handle.remove()
+    assert seen == {(True, products, products), (False, products, products)}
 
 
 def worse_after(monkeypatch: pytest.MonkeyPatch, best_epoch: int) -> None:
@@ -345,9 +366,10 @@ def test_one_batch_is_learnt_by_heart(make: Make, monkeypatch: pytest.MonkeyPatc
     assert_same_end(again, short)
 
 
-def test_one_batch_is_shown_as_it_is(make: Make) -> None:
+@pytest.mark.parametrize("change", [{"mixup": 0.2}, {"grow_from_px": 8}])
+def test_one_batch_is_shown_as_it_is(change: dict[str, float], make: Make) -> None:
     with pytest.raises(ConfigError, match="overfit_batch"):
-        make(overfit_batch=True, augment=make().augment.model_copy(update={"mixup": 0.2}))
+        make(overfit_batch=True, augment=make().augment.model_copy(update=change))
 
 
 @pytest.mark.parametrize("switch", [{"mixup": 0.5}, {"cutmix": 1.0}, {"erase": 0.5}])

@@ -19,6 +19,8 @@ from tests.helpers.datasets import tiny
 from tests.helpers.engine import BATCH_NORM, GROUP_NORM, SMALL, tiny_config
 from tests.helpers.ranks import Group, values
 
+FROZEN = BATCH_NORM.model_copy(update={"batch_norm": "frozen", "batch_norm_groups": 2})
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -59,11 +61,11 @@ def test_initial_weights_depend_on_the_seed_alone(data: Path, specs: list[TaskSp
     [
         (GROUP_NORM, None),
         (BATCH_NORM, None),
-        (BATCH_NORM.model_copy(update={"batch_norm": "frozen"}), None),
-        (BATCH_NORM.model_copy(update={"batch_norm": "local"}), "batch_norm=local"),
+        (FROZEN, None),
+        (FROZEN.model_copy(update={"batch_norm": "local"}), "batch_norm=local"),
         (SMALL.model_copy(update={"dropout": 0.1}), "dropout"),
         (Model(backbone="mobilenet_v2", batch_norm="frozen"), "dropout"),
-        (Model(backbone="convnext_tiny", batch_norm="frozen"), "dropout"),
+        (Model(backbone="convnext_tiny", batch_norm="local"), "dropout"),
     ],
 )
 def test_what_depends_on_the_number_of_workers_is_said(
@@ -77,10 +79,17 @@ def test_what_depends_on_the_number_of_workers_is_said(
 
 def test_an_incomplete_batch_does_not_go_with_batch_norm(data: Path, specs: list[TaskSpec]) -> None:
     kept = Order(lanes=8, keep_tail=True)
-    for model in (GROUP_NORM, BATCH_NORM.model_copy(update={"batch_norm": "frozen"})):
+    for model in (GROUP_NORM, FROZEN):
         build_model(tiny_config(data, data, model=model, global_batch=64, order=kept), specs)
     with pytest.raises(ConfigError, match="would spoil the statistics of batch norm"):
         build_model(tiny_config(data, data, model=BATCH_NORM, global_batch=64, order=kept), specs)
+
+
+def test_a_policy_for_batch_norm_needs_some(data: Path, specs: list[TaskSpec]) -> None:
+    config = tiny_config(data, data, model=GROUP_NORM.model_copy(update={"batch_norm": "frozen"}))
+    with pytest.raises(ConfigError, match="batch_norm=frozen would have no effect") as caught:
+        build_model(config, specs)
+    assert caught.value.got == "mtl.model.resnet9:resnet9, without batch norm"
 
 
 @pytest.mark.parametrize(

@@ -91,6 +91,28 @@ def test_balancing_sees_through_the_scale(name: Name, method: str, backend: Any)
     torch.testing.assert_close(half.weigher.known, whole.weigher.known, **NEAR)
 
 
+@pytest.mark.parametrize("clip_norm", [None, 1e-2, 1e6])
+@pytest.mark.parametrize(("method", "backend"), [("static", None), ("cagrad", "boundary"), ("cagrad", "exact")])
+def test_clipping_sees_through_the_scale(
+    method: str, backend: Any, clip_norm: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scaled losses with forwards in fp32: powers of two cancel bit by bit, so the norm that is clipped is the same."""
+    monkeypatch.delitem(precision._HALF, "fp16")  # pyright: ignore[reportPrivateUsage]
+    changes: dict[str, Any] = {"clip_norm": clip_norm, "method": method, "backend": backend}
+    scaled, plain, free = (
+        made("fp16", **changes),
+        made("fp32", **changes),
+        made("fp32", **{**changes, "clip_norm": None}),
+    )
+    for number in range(3):
+        for one in (scaled, plain, free):
+            assert step(one, number) is not None
+    assert scaled.precision.scale() == 128
+    pairs = list(zip(scaled.model.parameters(), plain.model.parameters(), free.model.parameters(), strict=True))
+    assert all(a.equal(b) for a, b, _ in pairs)
+    assert all(b.equal(c) for _, b, c in pairs) == (clip_norm != 1e-2)
+
+
 @pytest.mark.parametrize("name", HALF)
 def test_accumulation_in_half_precision_changes_little(name: Name) -> None:
     whole, parts = made(name), made(name, micro_batch=3)

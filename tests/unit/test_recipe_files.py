@@ -56,6 +56,15 @@ def test_hours_of_imagenet_follow_from_the_rate_they_cite() -> None:
     assert float(hours) == pytest.approx(config.epochs * images / int(rate.replace(",", "")) / 3600, abs=0.05)
 
 
+def test_products_of_imagenet_are_what_it_says() -> None:
+    text = " ".join(recipes.DESCRIPTIONS["imagenet-resnet50"].split())
+    assert "Products are in TF32" in text
+    assert recipes.get("imagenet-resnet50").precision == "tf32"
+    smaller = re.findall(r"(--precision bf16 --augment.grow-from-px \d+)", text)
+    config = parse(["imagenet-resnet50", *smaller[0].split()]).config
+    assert (config.precision, config.augment.grow_from_px) == ("bf16", 160)
+
+
 @pytest.mark.parametrize("workers", [1, 2, 4, 8])
 def test_imagenet_runs_on_fewer_gpus_with_the_same_batches(workers: int) -> None:
     config = recipes.get("imagenet-resnet50")

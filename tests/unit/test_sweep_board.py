@@ -3,7 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from mtl.config import Augment, Config, Task
+from mtl.config import Augment, Config, Optimizer, Task
+from mtl.config_evaluation import Evaluation
+from mtl.config_order import Rebalance
 from mtl.errors import CheckpointError, ConfigError, MtlError, RunLost, RunOwned
 from mtl.store import open_store
 from mtl.sweep.record import SWEEP
@@ -265,6 +267,43 @@ def test_one_task_has_one_baseline_and_searches_the_rest(tmp_path: Path) -> None
         assert board.terms.space.axes == ("optimizer.lr",)
         assert execute(board)[0] == "single-object"
         assert board.best is not None
+
+
+GROUPED = Task(kind="multiclass", label="object", group_of="object")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer": Optimizer(head_lr={"object": 10.0})},
+        {"evaluation": Evaluation(best="object/accuracy", patience=2)},
+        {"rebalance": Rebalance(task="object")},
+        {"tasks": {**TWO, "group": GROUPED}},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_what_names_a_task_stays_with_it_and_goes_where_it_is_not(tmp_path: Path, changes: dict) -> None:
+    config = tiny_config("data", tmp_path, **{"name": "sweep", "tasks": TWO, "epochs": 4, **changes})
+    terms = board_at(tmp_path, config=config).terms
+    alone = {trial.task: terms.config_of(trial) for trial in terms.baselines if trial.task is not None}
+    assert {task: list(its.tasks) for task, its in alone.items()} == {task: [task] for task in config.tasks}
+    assert all(task.weight == 1 and task.group_of is None for its in alone.values() for task in its.tasks.values())
+    own = alone.pop("object")
+    for section in ("optimizer", "evaluation", "rebalance"):
+        assert getattr(own, section) == getattr(config, section)
+    for its in alone.values():
+        assert (its.optimizer.head_lr, its.evaluation.best, its.evaluation.patience) == ({}, None, None)
+        assert its.rebalance.task is None
+    (uniform,) = [trial for trial in terms.baselines if trial.task is None]
+    assert {name: getattr(terms.config_of(uniform), name) for name in changes if name != "tasks"} == {
+        name: value for name, value in changes.items() if name != "tasks"
+    }
+
+
+def test_one_trial_at_a_time_needs_no_limit(tmp_path: Path) -> None:
+    config = tiny_config("data", tmp_path, name="sweep", tasks=TWO, runtime="local")
+    with pytest.raises(ConfigError, match=r"sweep\.concurrent would have no effect"):
+        board_at(tmp_path, config=config, concurrent=2)
 
 
 def test_baselines_of_tasks_whose_names_differ_in_case_alone_have_folders_of_their_own(tmp_path: Path) -> None:

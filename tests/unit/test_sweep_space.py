@@ -104,6 +104,7 @@ def test_a_point_outside_has_no_place() -> None:
         (SHAPES, {"optimizer.rate": Range(low=0, high=1)}, "names 'optimizer.rate'"),
         (SHAPES, {"optimizer.name": Range(low=0, high=1)}, "no field that holds a number"),
         (SHAPES, {"model.dropout": Range(low=0, high=1.5)}, "dropout"),
+        (SHAPES, {"augment.crop_pad_px": Range(low=0, high=8)}, "crop_pad_px would have no effect"),
         (SHAPES, dict.fromkeys((*WEIGHTS, "optimizer.lr")), "nothing to search"),
         (SHAPES, {"tasks.size.weight": "simplex"}, "names 'tasks.size.weight'"),
     ],
