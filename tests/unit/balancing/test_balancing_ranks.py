@@ -155,3 +155,22 @@ def test_the_debiased_gram_matrix_has_no_products_within_a_rank(tmp_path: Path) 
     lengths = ((gram(one) - within) / (1 - shares.T @ shares)).diagonal().clamp(min=0).sqrt()
     for found in values(Group(tmp_path / "ranks", 2, one_exact_step).wait()):
         assert list(found["unbiased"]["norms"].values()) == pytest.approx(lengths.tolist(), rel=1e-6)
+
+
+def a_step_that_one_rank_spoils() -> dict[str, Any]:
+    """By backend, whether the step was made, and the weights afterwards. The method raises on what is not finite."""
+    found: dict[str, Any] = {}
+    with LocalRuntime(gpu=False, threads=1, listen=lambda _: None) as runtime:
+        for backend in ("boundary", "exact"):
+            how: Any = {"method": "tests.unit.balancing.test_balancing_own:Strict", "backend": backend}
+            made = trainee(world_size=runtime.world_size, wrap=runtime.parallel, **how)
+            one = whole(0)
+            one.colour[-1] = np.nan
+            losses = train_step(made, part(one, runtime.rank, runtime.world_size), counts(one), CPU)
+            found[backend] = losses is not None, made.weigher.known.tolist()
+    return found
+
+
+def test_what_one_rank_spoils_all_skip_though_the_method_would_raise(tmp_path: Path) -> None:
+    for found in values(Group(tmp_path / "ranks", 2, a_step_that_one_rank_spoils).wait()):
+        assert found == {backend: [False, [1.0] * 4] for backend in ("boundary", "exact")}
