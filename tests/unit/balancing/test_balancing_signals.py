@@ -212,6 +212,14 @@ def test_amortised_weights_hold_until_the_next_gram() -> None:
     assert seen[0] == seen[1] == seen[2] != seen[3] == seen[4] == seen[5] != seen[6]
 
 
+@pytest.mark.parametrize("how", BACKENDS[1:], ids=str)
+def test_a_report_says_where_gradients_were_seen(how: dict[str, Any]) -> None:
+    made = trainee(method="mgda", **how)
+    for number in range(3):
+        step(made, batch(8, step=number))
+    assert made.weigher.telemetry.report(list(TASKS))["seen"] == how["backend"]
+
+
 @pytest.mark.parametrize("how", BACKENDS[1:4], ids=str)
 def test_an_absent_task_keeps_its_weight_and_changes_nothing(how: dict[str, Any]) -> None:
     made = trainee(method="mgda", **how)
