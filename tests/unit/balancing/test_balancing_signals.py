@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch._functorch import config as functorch_config
 
+from mtl.balancing import METHODS
 from mtl.balancing.base import Needs, Stateless, TaskStats
+from mtl.balancing.build import build_balancer
 from mtl.balancing.signals import Ranks, Weigher, build_signal
 from mtl.balancing.statistic import Joint, Linear, Samples, Statistic, cosines, fidelity
 from mtl.config import Optimizer
@@ -22,7 +24,7 @@ from mtl.loop import train_step
 from mtl.model import MultiTaskModel
 from mtl.trainee import Trainee
 from tests.helpers.backbones import small
-from tests.helpers.batches import CPU, batch, counts, gradients, hide, trainee
+from tests.helpers.batches import CPU, batch, counts, gradients, hide, specs, trainee
 from tests.helpers.engine import TASKS
 
 EXACT: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-11}
@@ -99,6 +101,26 @@ def test_static_weights_train_the_same_on_every_backend(how: dict[str, Any]) -> 
         hide(one, "kind", [0, 1])
         torch.testing.assert_close(step(other, one), step(plain, one), **EXACT)
     assert_close(parameters(other), parameters(plain))
+
+
+@pytest.mark.parametrize("how", BACKENDS, ids=str)
+def test_with_one_task_every_method_is_plain_training(how: dict[str, Any]) -> None:
+    first, second = batch(8), batch(8, step=1, seed=1)
+    hide(second, "angle", [0, 3])
+    plain, (spec,) = trainee(optimizer=PLAIN, names=["angle"]), specs(["angle"])
+    for one in (first, second):  # by hand
+        plain.optimizer.zero_grad()
+        images = plain.standardise(torch.from_numpy(one.images), torch.from_numpy(one.colour))
+        labels = torch.from_numpy(one.labels["angle"])
+        (spec.loss(plain.model(images)["angle"], labels) / int(spec.valid(labels).sum())).backward()
+        plain.optimizer.step()
+    for method in METHODS:
+        if how["backend"] == "scalar" and Needs.GRAM in build_balancer(method, 1, 0).needs:
+            continue
+        made = trainee(optimizer=PLAIN, names=["angle"], method=method, **how)
+        for one in (first, second):
+            assert train_step(made, one, counts(one)[[2]], CPU) is not None, method
+        assert_close(parameters(made), parameters(plain))
 
 
 @pytest.mark.parametrize("how", BACKENDS[1:4], ids=str)
