@@ -9,9 +9,10 @@ Every field has a role, which says what a resumed run may change:
 
 import difflib
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Self, cast, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Self, cast, get_args, get_origin
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -26,6 +27,15 @@ from mtl.errors import ConfigError
 Role = Literal["identity", "resumable", "placement"]
 Search = Literal["log", "simplex"]
 """How a sweep varies a field unless told otherwise: by factors around its value, or as its share of a fixed sum."""
+
+
+def _with_truths(values: dict[str, int | float | bool | str]) -> dict[str, int | float | bool | str]:
+    truths = {"true": True, "false": False}
+    return {name: truths.get(str(value).lower(), value) for name, value in values.items()}
+
+
+Arguments = Annotated[dict[str, int | float | bool | str], AfterValidator(_with_truths)]
+"""Keyword arguments; `true` and `false` are truths, as in YAML, when they come from a flag too."""
 
 WHOLE = "whole"
 """Context of a validation that begins at the root, and so knows every key's path."""
