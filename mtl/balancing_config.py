@@ -5,14 +5,14 @@ from typing import Literal, Self
 from pydantic import model_validator
 
 from mtl.errors import ConfigError
-from mtl.schema import Section, identity
+from mtl.schema import Arguments, Section, identity
 
 
 class Balancing(Section):
     """How the tasks' losses become one: docs/balancing.md compares the methods and says what each backend costs."""
 
     method: str = identity("static", "static (the tasks' own weights), another name, or module:Class of your own")
-    arguments: dict[str, int | float | str | bool] = identity({}, "keyword arguments of the method")
+    arguments: Arguments = identity({}, "keyword arguments of the method")
     backend: Literal["scalar", "boundary", "exact"] | None = identity(
         None,
         "losses alone | gradients where they enter the shared part | gradients of all shared parameters; "

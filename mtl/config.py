@@ -15,11 +15,10 @@ from mtl.config_model import Model
 from mtl.config_optimizer import Optimizer
 from mtl.config_order import Order as Order
 from mtl.config_order import Rebalance, impossible_rebalancing
-from mtl.config_resources import OF_RAY
 from mtl.config_resources import Resources as Resources
 from mtl.config_tracking import Tracking
 from mtl.errors import ConfigError
-from mtl.schema import WHOLE, Search, Section, identity, invalid, listed, placement, resumable, searchable, set_of
+from mtl.schema import WHOLE, Search, Section, identity, invalid, listed, placement, resumable, searchable
 from mtl.task_config import Loss as Loss
 from mtl.task_config import Task
 from mtl.task_config import TaskKind as TaskKind
@@ -139,9 +138,6 @@ def _contradictions(config: Config) -> Iterator[str]:
     if config.mixture and config.order.keep_tail:
         yield "order.keep_tail does not go with mixture: proportions would not be exact"
     yield from _elastic(config)
-    if config.runtime != "ray":
-        for name in set_of(config.resources, OF_RAY):
-            yield f"resources.{name} ({getattr(config.resources, name)}) needs runtime=ray: nobody else reads it"
     if config.resources.workers > lanes:
         yield f"resources.workers ({config.resources.workers}) must be at most order.lanes ({lanes})"
     if config.model.batch_norm == "groups":

@@ -6,16 +6,6 @@ from pydantic import model_validator
 
 from mtl.schema import Section, placement, refuse_unread
 
-OF_RAY = (
-    "accelerator",
-    "address",
-    "max_failures",
-    "pending_deadline_s",
-    "first_step_deadline_s",
-    "step_deadline_s",
-)
-"""What only Ray gives a meaning."""
-
 
 class Resources(Section):
     """What each worker gets."""

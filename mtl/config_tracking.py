@@ -5,7 +5,7 @@ from typing import Self
 from pydantic import model_validator
 
 from mtl.errors import ConfigError
-from mtl.schema import Section, placement
+from mtl.schema import Arguments, Section, placement
 
 
 class Tracking(Section):
@@ -13,7 +13,7 @@ class Tracking(Section):
 
     tensorboard: bool = placement(True, "event files in tensorboard/ of the run")
     own: str | None = placement(None, "a tracker of your own: module:Class", pattern=r"^[\w.]+:\w+$")
-    arguments: dict[str, int | float | str | bool] = placement({}, "keyword arguments of your own tracker")
+    arguments: Arguments = placement({}, "keyword arguments of your own tracker")
 
     @model_validator(mode="after")
     def _belongs_together(self) -> Self:

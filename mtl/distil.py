@@ -21,6 +21,12 @@ _DIGITS = 4  # significant ones, as in a sweep
 
 SILENT = "The method looked at no gradients, so it is not known whether the tasks conflict."
 
+_MEASURED = "This was measured on the gradients of the shared parameters themselves."
+_STAND_IN = (
+    "This was seen at the boundary, a stand-in for the shared parameters, whose own gradients may agree or conflict "
+    "otherwise; --balancing.backend exact measures them."
+)
+
 Row = Mapping[str, Any]
 
 
@@ -33,12 +39,14 @@ class Distilled:
         norms: of the tasks' gradients; empty where the method looked at none.
         cosines: by pair, `a/b`.
         overlap: by pair, the share of the scarcer label's samples that carry both.
+        exact: whether norms and cosines are of the shared parameters' gradients, rather than of those at the boundary.
     """
 
     weights: dict[str, float]
     norms: dict[str, float]
     cosines: dict[str, float]
     overlap: dict[str, float]
+    exact: bool = False
 
 
 def rows_of(run: Store) -> Iterator[Row]:
@@ -75,7 +83,8 @@ def distil(rows: Iterable[Row], own: Mapping[str, float]) -> Distilled:
     total = sum(made.values()) or 1.0
     weights = {task: float(f"{len(made) * weight / total:.{_DIGITS}g}") for task, weight in made.items()}
     # Without the noise of the batches where that is known: noise makes tasks look more alike, or less, than they are.
-    looked = [row["unbiased"] for row in rows if "unbiased" in row] or [row for row in rows if "norms" in row]
+    noiseless = [row["unbiased"] for row in rows if "unbiased" in row]
+    looked = noiseless or [row for row in rows if "norms" in row]
     norms = {task: _mean((row["norms"][task], 1.0) for row in looked) for task in own} if looked else {}
     pairs = looked[0]["cosines"] if looked else {}
     cosines = {pair: _mean((row["cosines"][pair], 1.0) for row in looked) for pair in pairs}
@@ -83,7 +92,8 @@ def distil(rows: Iterable[Row], own: Mapping[str, float]) -> Distilled:
         pair: _mean((row["overlap"][pair], 1.0) for row in rows if "overlap" in row)
         for pair in next((row["overlap"] for row in rows if "overlap" in row), {})
     }
-    return Distilled(weights, norms, cosines, overlap)
+    exact = bool(noiseless) or (bool(looked) and all(row.get("seen") == "exact" for row in looked))
+    return Distilled(weights, norms, cosines, overlap, exact)
 
 
 def verdict(found: Distilled) -> list[str]:
@@ -107,11 +117,11 @@ def verdict(found: Distilled) -> list[str]:
             lines.append(f"Their gradients differ in length by a factor of {ratio:.1f}: weights matter.")
         elif not against:
             lines.append("Their gradients are of like length: a balancer has little to gain over equal weights.")
-    if scarce and found.cosines:
+        lines.append(_MEASURED if found.exact else _STAND_IN)
+    if scarce and found.cosines and not found.exact:
         pairs = ", ".join(pair.replace("/", " and ") for pair in scarce)
         lines.append(
-            f"Fewer than half the labelled samples are shared by {pairs}: seen from the boundary such a conflict is "
-            "underestimated; balancing.backend=exact measures it."
+            f"Fewer than half the labelled samples are shared by {pairs}: from there such a conflict is underestimated."
         )
     return lines
 

@@ -9,9 +9,10 @@ Every field has a role, which says what a resumed run may change:
 
 import difflib
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, Literal, Self, cast, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Self, cast, get_args, get_origin
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -26,6 +27,15 @@ from mtl.errors import ConfigError
 Role = Literal["identity", "resumable", "placement"]
 Search = Literal["log", "simplex"]
 """How a sweep varies a field unless told otherwise: by factors around its value, or as its share of a fixed sum."""
+
+
+def _with_truths(values: dict[str, int | float | bool | str]) -> dict[str, int | float | bool | str]:
+    truths = {"true": True, "false": False}
+    return {name: truths.get(str(value).lower(), value) for name, value in values.items()}
+
+
+Arguments = Annotated[dict[str, int | float | bool | str], AfterValidator(_with_truths)]
+"""Keyword arguments; `true` and `false` are truths, as in YAML, when they come from a flag too."""
 
 WHOLE = "whole"
 """Context of a validation that begins at the root, and so knows every key's path."""
@@ -106,19 +116,14 @@ def refuse_unread(section: Section, fields: Iterable[str], setting: str) -> None
     Raises:
         ConfigError: one of them has another value than its default.
     """
-    if unread := set_of(section, fields):
-        of, known = type(section).__name__.lower(), type(section).model_fields
+    of, known = type(section).__name__.lower(), type(section).model_fields
+    if unread := [name for name in fields if getattr(section, name) != known[name].default]:
         raise ConfigError(
             f"{', '.join(f'{of}.{name}' for name in unread)} would have no effect.",
             got=f"{', '.join(f'{name} = {getattr(section, name)}' for name in unread)}, with {setting}",
             expected=f"{', '.join(f'{name} = {known[name].default}' for name in unread)}, the default",
             do="leave it out, or change what it belongs to",
         )
-
-
-def set_of(section: Section, fields: Iterable[str]) -> list[str]:
-    """Those of the `fields` that have another value than their default."""
-    return [name for name in fields if getattr(section, name) != type(section).model_fields[name].default]
 
 
 def listed(problems: list[str]) -> str:

@@ -5,7 +5,7 @@ from typing import Literal, Self
 from pydantic import model_validator
 
 from mtl.errors import ConfigError
-from mtl.schema import Section, identity
+from mtl.schema import Arguments, Section, identity
 
 TaskKind = Literal["multiclass", "soft", "binary", "multilabel", "ordinal", "circular", "regression"]
 
@@ -73,8 +73,6 @@ EACH = "each"
 _EACH: tuple[TaskKind, ...] = ("multiclass", "multilabel", "regression")
 """Kinds that can list the metrics of each class or component by itself."""
 
-_VALUES = int | float | str | bool
-
 
 class Loss(Section):
     """The loss of a task and its options. An option that is None has the default in brackets."""
@@ -97,7 +95,7 @@ class Loss(Section):
     gamma_negative: float | None = identity(None, "asymmetric: focus where the answer is no [4]", ge=0)
     margin: float | None = identity(None, "asymmetric: a no this sure costs nothing [0.05]", ge=0, lt=1)
     delta: float | None = identity(None, "huber: where it turns linear, in half ranges of the label [1]", gt=0)
-    args: dict[str, _VALUES] = identity({}, "keyword arguments of a loss of your own")
+    args: Arguments = identity({}, "keyword arguments of a loss of your own")
 
     def given(self) -> list[str]:
         """The options that are set."""

@@ -41,6 +41,7 @@ class TaskStats:
         counts: valid labels of the global batch, float64 [K] on the CPU.
         losses: means over the valid labels of the global batch, float64 [K] on the device; zero where there is none.
         gram: inner products of the gradients of these means, [K, K] on the device, in fp32 or better.
+        exact: whether those gradients are the shared parameters' own, rather than a stand-in at the boundary.
         kinds: kinds of the tasks, as the configuration names them.
         step, epoch: both from 0.
         device: where losses and Gram matrix are.
@@ -52,6 +53,7 @@ class TaskStats:
     step: int
     losses: Tensor | None = None
     gram: Tensor | None = None
+    exact: bool = False
     kinds: tuple[str, ...] = ()
     epoch: int = 0
     device: torch.device = _CPU

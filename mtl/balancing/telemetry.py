@@ -21,6 +21,7 @@ class Telemetry:
     def _clear(self) -> None:
         zeros = torch.zeros(self._tasks, dtype=torch.float64, device=self._device)
         self._weights, self._steps, self._norms, self._norm_steps = (zeros.clone() for _ in range(4))
+        self._seen = ""
         self._cosines, self._pair_steps, self._unbiased, self._unbiased_steps = (torch.diag(zeros) for _ in range(4))
 
     def add(self, stats: TaskStats, weights: Tensor) -> None:
@@ -30,6 +31,7 @@ class Telemetry:
         self._steps += there
         if stats.gram is not None:
             gram = stats.gram.double()
+            self._seen = "exact" if stats.exact else "boundary"
             self._norms += gram.diagonal().clamp(min=0).sqrt() * there
             self._norm_steps += there
             self._cosines += cosines(gram) * there[:, None] * there
@@ -40,7 +42,8 @@ class Telemetry:
             self._unbiased_steps += known
 
     def report(self, names: Sequence[str]) -> dict[str, Any]:
-        """Mean weights, and the steps that they are of; where gradients were looked at, norms and pairwise cosines.
+        """Mean weights, and the steps that they are of; where gradients were looked at, norms and pairwise cosines, and
+        where they were `seen`: exact or boundary.
 
         Where more than one rank had the exact gradients, also `unbiased`: norms and cosines of the mean Gram matrix
         without the noise of the batches. Single steps would not do: a squared length may come out negative.
@@ -54,6 +57,7 @@ class Telemetry:
         }
         if bool(self._norm_steps.any()):
             norms = (self._norms / self._norm_steps.clamp(min=1)).tolist()
+            row["seen"] = self._seen
             row["norms"] = dict(zip(names, norms, strict=True))
             row["cosines"] = _pairs(names, self._cosines / self._pair_steps.clamp(min=1))
         if bool(self._unbiased_steps.any()):

@@ -26,11 +26,12 @@ CPU = torch.device("cpu")
 STATISTICS = Statistics(mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.25), images=1)
 
 
-def specs() -> list[TaskSpec]:
+def specs(names: Sequence[str] = tuple(TASKS)) -> list[TaskSpec]:
     """One task of each kind."""
+    tasks = {name: TASKS[name] for name in names}
     return [
         build(name, task, classes=("a", "b", "c") if task.kind == "multiclass" else None, low=-1.0, high=1.0)
-        for name, task in TASKS.items()
+        for name, task in tasks.items()
     ]
 
 
@@ -47,26 +48,28 @@ def trainee(
     method: str = "static",
     arguments: Mapping[str, float] | None = None,
     world_size: int = 1,
+    names: Sequence[str] = tuple(TASKS),
     precision: Name = "fp32",
     strong: Strong | None = None,
     wrap: Callable[[nn.Module], nn.Module] = lambda model: model,
     **signal: Any,
 ) -> Trainee:
-    """A small model of the four tasks, ready to train; `signal` goes to `build_signal`.
+    """A small model, ready to train; `signal` goes to `build_signal`.
 
     Args:
+        names: of its tasks, all four unless it is to have fewer.
         world_size: ranks that share a step.
         wrap: makes the module whose backward averages gradients over them.
     """
     torch.manual_seed(0)
-    tasks = specs()
+    tasks = specs(names)
     heads = HeadSpec({spec.name: spec.outputs for spec in tasks})
     model = HardSharing(Backbone("test", backbone(), features), heads).to(dtype)
     parallel = wrap(model)
     weigher = Weigher(
         build_balancer(method, len(tasks), 0, arguments),
         [spec.weight for spec in tasks],
-        tuple(task.kind for task in TASKS.values()),
+        tuple(TASKS[name].kind for name in names),
         Ranks(world_size, CPU),
     )
     scaling = Precision(precision, CPU)
@@ -81,7 +84,7 @@ def trainee(
             weigher,
             model,
             parallel,
-            tasks=list(TASKS),
+            tasks=list(names),
             images=torch.zeros(2, 3, 16, 16, dtype=dtype),
             **signal,
         ),

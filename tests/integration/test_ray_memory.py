@@ -61,7 +61,7 @@ def test_restarts_for_memory_end_with_what_helps(head: RealHead, tmp_path: Path)
     done = job("train.py", "--config", write_config(tmp_path / "config.yaml", config), env=head.environment)
     assert done.status == 2, done.said
     # Whom the monitor ends besides is its own affair: the worker alone, or the process it is heard through as well.
-    assert re.search(r"^(The machine of worker 0|The driver's machine|A machine) ran out of memory", done.err, re.M), done
+    assert re.search(r"^(The machine of worker 0|The driver's machine|A machine) ran out of memory", done.err, re.M)
     assert "--max-micro-batch" in done.err
     assert "Traceback" not in done.said
     left = json.loads((tmp_path / "runs" / "tiny" / "run.json").read_text())

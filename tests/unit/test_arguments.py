@@ -42,6 +42,16 @@ def test_a_saved_configuration_and_changes_to_it(spell: Callable[[str], list[str
     assert parse([*spell(path), "--seed", "8"]).config == config.model_copy(update={"seed": 8})
 
 
+def test_truths_among_arguments_are_no_words() -> None:
+    values = ["aux_logits", "false", "init_weights", "True", "width", "3", "rate", "0.5", "norm", "batch"]
+    argv = ["imagenet-resnet50", "--data", "data", "--model.backbone-args", *values]
+    config = parse([*argv, "--balancing.arguments", "exact", "true"]).config
+    made = config.model.backbone_args
+    assert made == {"aux_logits": False, "init_weights": True, "width": 3, "rate": 0.5, "norm": "batch"}
+    assert [type(value) for value in made.values()] == [bool, bool, int, float, str]
+    assert config.balancing.arguments == {"exact": True}
+
+
 def test_preview() -> None:
     assert parse(["shapes", "--preview", "picture.png"]).preview == Path("picture.png")
 

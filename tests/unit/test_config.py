@@ -245,26 +245,6 @@ def test_other_tasks_are_one_difference() -> None:
     assert differences(BASE, fewer) == {"tasks": ("identity", BASE.tasks, fewer.tasks)}
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("address", "10.0.0.1:6379"),
-        ("accelerator", "L4"),
-        ("max_failures", 1),
-        ("pending_deadline_s", 60),
-        ("first_step_deadline_s", 60),
-        ("step_deadline_s", 60),
-    ],
-)
-def test_what_only_ray_reads_is_refused_without_it(name: str, value: object) -> None:
-    resources = Resources.model_validate({name: value, "gpu": True})
-    changed(resources=resources)
-    with pytest.raises(ConfigError, match="contradicts itself") as caught:
-        changed(resources=resources, runtime="local")
-    assert f"resources.{name}" in str(caught.value.got)
-    assert "needs runtime=ray" in str(caught.value.got)
-
-
 def test_lanes_bound_the_workers_and_groups_divide() -> None:
     changed(resources=Resources(workers=4), order=Order(lanes=4), model=Model(batch_norm="local"))
     changed(resources=Resources(workers=1), max_micro_batch=16)

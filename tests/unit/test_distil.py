@@ -54,6 +54,23 @@ def test_the_verdict_says_whether_tasks_conflict(rows: list[dict[str, Any]], sai
     assert unsaid not in text
 
 
+@pytest.mark.parametrize(
+    ("more", "said", "unsaid"),
+    [
+        ({"seen": "exact"}, "measured on the gradients of the shared parameters", "boundary"),
+        ({"seen": "boundary"}, "seen at the boundary, a stand-in", "measured on"),
+        ({}, "seen at the boundary, a stand-in", "measured on"),
+    ],
+)
+def test_the_verdict_says_where_it_looked(more: dict[str, str], said: str, unsaid: str) -> None:
+    for cosine in (-0.5, 0.5):
+        text = "\n".join(verdict(distil([looked(cosine, shared=0.1) | more], {"a": 1.0, "b": 1.0})))
+        assert said in text
+        assert unsaid not in text
+    mixed = [looked(0.5) | more, looked(0.5) | {"seen": "boundary"}]
+    assert not distil(mixed, {"a": 1.0, "b": 1.0}).exact
+
+
 def test_rows_come_from_the_highest_attempt_of_each_step() -> None:
     store = MemoryStore()
     lines = [{"step": 1, "balancing": row(1, 1)}, {"step": 2, "balancing": row(2, 2)}, {"kind": "evaluation"}]
@@ -73,6 +90,7 @@ def test_telemetry_counts_a_task_only_where_it_was_present() -> None:
     assert found["steps"] == {"a": 2, "b": 1}
     assert found["norms"] == {"a": 2.0, "b": 1.0}
     assert found["cosines"] == {"a/b": -0.5}
+    assert found["seen"] == "boundary"
     assert telemetry.report(["a", "b"])["steps"] == {"a": 0, "b": 0}
 
 
@@ -99,6 +117,7 @@ def test_what_is_said_of_noise_free_gradients_is_used_where_it_is_known() -> Non
     noisy = looked(0.3) | {"unbiased": {"norms": {"a": 1.0, "b": 1.0}, "cosines": {"a/b": -0.6}}}
     text = "\n".join(verdict(distil([noisy, noisy], {"a": 1.0, "b": 1.0})))
     assert "a and b (-0.60)" in text
+    assert "measured on the gradients of the shared parameters" in text
 
 
 @pytest.mark.parametrize(("own", "said"), [({"a": 1.0, "b": 1.0}, True), ({"a": 1.0, "b": 0.0}, False)])

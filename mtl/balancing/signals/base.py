@@ -99,11 +99,11 @@ class Weigher:
         return (self.preference / counts).to(self.ranks.device)
 
     def ask(self, stats: TaskStats) -> Tensor:
-        """Weights [K] on the device: new ones for the tasks present, the last ones for the others; ones where the
-        balancer's are not finite. They are remembered once `learn` is called."""
-        stats = self._weighed(stats)
-        made = self.balancer.weights(stats).to(self.ranks.device).double()
-        made = torch.where(made.isfinite().all(), made, torch.ones_like(made))
+        """Weights [K] on the device: new ones for the tasks present, the last ones for the others; ones where what is
+        known, or what the balancer makes of it, is not finite. They are remembered once `learn` is called."""
+        finite = stats.finite()
+        made = self.balancer.weights(_harmless(self._weighed(stats), finite)).to(self.ranks.device).double()
+        made = torch.where(made.isfinite().all() & finite, made, torch.ones_like(made))
         present = (stats.counts > 0).to(self.ranks.device)
         self._asked = self.ranks.first(torch.where(present, made, self.known))
         return self._asked
@@ -123,6 +123,8 @@ class Weigher:
         if self.told(stats):
             self.known = self._asked
             post_losses = None if after is None else self.ranks.sum(after * self.share(stats))
+            if post_losses is not None and stats.losses is not None:  # after a step too long, nothing is gained
+                post_losses = torch.where(post_losses.isfinite(), post_losses, stats.losses)
             stats = self._weighed(stats)
             self.telemetry.add(stats, self.known)
             self.balancer.update(stats, post_losses)
@@ -139,6 +141,20 @@ class Weigher:
         """Restore what `state_dict` gave."""
         self.balancer.load_state_dict(state["method"])
         self.known = self._asked = torch.tensor(state["weights"], dtype=torch.float64).to(self.ranks.device)
+
+
+def _harmless(stats: TaskStats, finite: Tensor) -> TaskStats:
+    """`stats`, with losses of one and orthogonal gradients of length one unless they are `finite`.
+
+    A routine that a balancer calls may raise on a NaN, within a backward and on some ranks only. A choice between
+    tensors needs no answer from the device.
+    """
+    losses, gram = stats.losses, stats.gram
+    if losses is not None:
+        losses = torch.where(finite, losses, torch.ones_like(losses))
+    if gram is not None:
+        gram = torch.where(finite, gram, torch.eye(len(gram), dtype=gram.dtype, device=gram.device))
+    return replace(stats, losses=losses, gram=gram)
 
 
 Scale = Callable[[], float]

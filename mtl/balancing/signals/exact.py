@@ -98,7 +98,7 @@ class Exact:
         gram, losses, *within = packet.split([k * k, k, *(k * k for _ in within)])
         gram = gram.view(k, k)
         unbiased = _across_ranks(gram, *(part.view(k, k) for part in within)) if within else None
-        self._stats = replace(self._stats, gram=gram, losses=losses.double(), unbiased=unbiased)
+        self._stats = replace(self._stats, gram=gram, exact=True, losses=losses.double(), unbiased=unbiased)
         combined = torch.mv(shard.T, weigher.ask(self._stats).to(shard.dtype), out=self._combined)
         if ranks.size > 1:
             whole = combined.new_empty(ranks.size, len(combined))

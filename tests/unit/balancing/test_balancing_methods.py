@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor
 from mtl.balancing import METHODS, registry
 from mtl.balancing.base import Balancer, Needs, TaskStats
 from mtl.balancing.build import build_balancer
+from mtl.balancing.pcgrad import orders
 from mtl.errors import ConfigError
 from tests.helpers.grams import families, jacobian, stats
 
@@ -84,15 +86,39 @@ def test_one_task_is_plain_training(name: str) -> None:
 @given(families(), st.integers(0, 10_000))
 @settings(max_examples=25)
 def test_the_order_of_tasks_does_not_matter(name: str, rows: Tensor, seed: int) -> None:
-    if name in RANDOM:
-        return
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
-    losses = torch.linspace(0.5, 2, len(rows), dtype=torch.float64)
-    gram = rows @ rows.T
-    before = made(name, len(rows)).weights(stats(gram, losses))
-    after = made(name, len(rows)).weights(stats(gram[order][:, order], losses[order]))
+    """Through some steps that are learned from; what is drawn goes with the tasks."""
+    tasks = len(rows)
+    order = torch.randperm(tasks, generator=torch.Generator().manual_seed(seed))
+    last = stats(rows @ rows.T, torch.linspace(0.5, 2, tasks, dtype=torch.float64), step=4, epoch=2)
+    steps = [*(step_of(tasks, step, seed) for step in range(4)), last]
+    before = through(made(name, tasks), steps, torch.arange(tasks))
+    with pytest.MonkeyPatch.context() as patched:
+        place, normal = order.argsort(), torch.randn
+        patched.setattr(torch, "randn", lambda *args, **how: normal(*args, **how)[order])
+        for module in ("pcgrad", "gradvac"):
+            patched.setattr(f"mtl.balancing.{module}.orders", lambda *args: place[orders(*args)[order]])
+        after = through(made(name, tasks), steps, order)
     # The combinations are compared, as weights of dependent gradients are not unique.
     torch.testing.assert_close(after @ rows[order], before @ rows, rtol=1e-4, atol=1e-5 * float(rows.norm()))
+
+
+def through(balancer: Balancer, steps: list[TaskStats], order: Tensor) -> Tensor:
+    """The weights at the last of some steps, with the tasks in this order; those before it are learned from."""
+    weights = torch.empty(0)
+    for one in steps:
+        assert one.losses is not None
+        assert one.gram is not None
+        kinds = tuple("regression" if number % 2 else "multiclass" for number in order.tolist())
+        own = replace(one, losses=one.losses[order], gram=one.gram[order][:, order], kinds=kinds)
+        weights = balancer.weights(own)
+        balancer.update(own, (one.losses * torch.linspace(0.8, 1, len(order), dtype=torch.float64))[order])
+    return weights
+
+
+def test_random_weights_prefer_no_task() -> None:
+    balancer = made("rlw", 4)
+    draws = torch.stack([balancer.weights(stats(None, torch.ones(4), step=step)) for step in range(2000)])
+    assert draws.mean(0).tolist() == pytest.approx([0.25] * 4, abs=0.02)
 
 
 @pytest.mark.parametrize("name", METHODS)

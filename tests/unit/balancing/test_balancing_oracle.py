@@ -122,6 +122,26 @@ def test_nash_mtl(rows: Tensor) -> None:
     assert ((weights("nash-mtl", gram) - theirs).abs() * rows.norm(dim=1)).max() <= 2e-2 * sizes.max()
 
 
+@given(families("plain", "aligned"))
+@settings(max_examples=10)
+def test_nash_mtl_against_a_conic_solver(rows: Tensor) -> None:
+    """The weights minimise a' G a / 2 - sum log a, whose gradient is G a - 1 / a."""
+    cvxpy = pytest.importorskip("cvxpy")
+    pytest.importorskip("clarabel")
+    gram = rows @ rows.T
+    a = cvxpy.Variable(len(rows))
+    scaled = (rows / torch.linalg.matrix_norm(gram).sqrt()).numpy()
+    objective = cvxpy.sum_squares(scaled.T @ a) / 2 - cvxpy.sum(cvxpy.log(a))
+    problem = cvxpy.Problem(cvxpy.Minimize(objective))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that it stopped short, which its status says too
+        problem.solve(solver="CLARABEL", tol_gap_abs=1e-10, tol_gap_rel=1e-10)
+    assume(problem.status == "optimal")
+    theirs = torch.from_numpy(a.value)
+    assert_agree(weights("nash-mtl", gram, max_norm=0), theirs, rows)
+    assert_agree(weights("nash-mtl", gram, max_norm=0.5), theirs * (0.5 / (theirs @ rows).norm()).clamp(max=1), rows)
+
+
 @pytest.mark.parametrize("tasks", [2, 4, 6])
 def test_pcgrad(tasks: int, monkeypatch: pytest.MonkeyPatch) -> None:
     for seed in range(8):
