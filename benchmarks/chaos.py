@@ -158,9 +158,23 @@ class Chaos:
         self.ended_s = time.monotonic()
 
     def result(self) -> dict[str, object]:
-        """Of the finished run."""
+        """Of the finished run.
+
+        Raises:
+            SystemExit: it is not finished, somebody owns it or works for it, or restarts are missing or too many.
+        """
         record = self._record()
-        assert record["status"] == "finished", record["status"]
+        if (record["status"], record["owner"]) != ("finished", None):
+            raise SystemExit(f"the run is {record['status']}, and owned by {record['owner']}")
+        deadline = time.monotonic() + 30
+        while left := self._workers():
+            if time.monotonic() > deadline:
+                raise SystemExit(f"workers outlive the run: {left}")
+            time.sleep(0.5)
+        causes = Counter(one["cause"] for one in record["result"]["restarts"])
+        for fault, cause in (("kill", "failed"), ("drain", "preempted")):
+            if causes[cause] != self.faults[fault]:
+                raise SystemExit(f"{self.faults[fault]} times {fault}, and {causes[cause]} restarts as '{cause}'")
         return record["result"]
 
     def attempts_begun(self) -> list[float]:

@@ -9,6 +9,7 @@ from mtl.checkpoint import load, restore_model
 from mtl.config import Config
 from mtl.config_evaluation import better
 from mtl.data.manifest import Index, Manifest
+from mtl.errors import MtlError
 from mtl.parts import average_buffers, evaluate_split
 from mtl.record import read
 from mtl.runtime import Runtime
@@ -57,11 +58,20 @@ class Scorer:
         self.best = False
 
     def after_epoch(self, trainee: Trainee, epoch: int) -> bool:
-        """Evaluate on val where it is time for that. Returns whether training has gone on for long enough."""
+        """Evaluate on val where it is time for that. Returns whether training has gone on for long enough.
+
+        Raises:
+            MtlError: it has, and not one evaluation had a finite value to select by.
+        """
         wanted, selection = self._config.evaluation, self.selection
         if epoch % wanted.every_epochs and epoch != self._config.epochs:
             return False
         self.best = selection.tell(self.evaluate("val", trainee, epoch))
+        if selection.enough and selection.best is None:
+            raise MtlError(
+                f"Training diverged: {wanted.best} was not finite in any of {selection.since} evaluations.",
+                do="lower optimizer.lr, or set optimizer.clip_norm",
+            )
         if selection.enough:
             text = f"{selection.since} evaluations in a row without a better {wanted.best}: training ends here"
             self._runtime.emit({"kind": "note", "text": text})

@@ -18,7 +18,7 @@ from mtl.config import Augment, Checkpoint, Config, Optimizer
 from mtl.config_evaluation import Evaluation
 from mtl.console import RunConsole
 from mtl.ema import Ema
-from mtl.errors import ConfigError, NoSpace
+from mtl.errors import ConfigError, MtlError, NoSpace
 from mtl.evaluation import evaluate_run
 from mtl.precision import Name, set_numerics
 from mtl.runtime import LocalRuntime
@@ -224,6 +224,40 @@ def test_training_ends_early_and_the_best_commit_is_kept(
     assert found.commit == record.best
     assert found.metrics == result["metrics"]["test-best"]
     assert found.metrics != result["metrics"]["test"]
+
+
+def test_a_learning_rate_a_thousand_times_too_high_ends_early_with_the_best_commit(make: Make) -> None:
+    ends: list[int] = []
+    for name, lr in (("sound", 1e-3), ("wild", 1.0)):
+        optimizer = Optimizer(name="adam", lr=lr, warmup_epochs=0, schedule="constant")
+        config = make(name, epochs=12, evaluation=Evaluation(best="object/loss", patience=2), optimizer=optimizer)
+        run(config)
+        best, result = record_of(config).best, result_of(config)
+        assert best is not None
+        assert best.epoch < result["epochs"] or result["epochs"] == 12
+        saved = preflight.check_saved(f"{config.storage}/{config.name}", "test")
+        assert evaluate_run(saved, "test", print, which="best").commit == best
+        ends.append(result["epochs"])
+    assert ends[0] == 12 > ends[1], ends
+
+
+def test_training_without_one_finite_value_to_select_by_is_no_finished_run(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score = job.Scorer._score
+
+    def scored(self: Any, split: str, name: str, trainee: Any, epoch: int) -> Any:
+        metrics = score(self, split, name, trainee, epoch)
+        metrics["object"]["accuracy"] = float("nan")
+        return metrics
+
+    monkeypatch.setattr(job.Scorer, "_score", scored)
+    config = make(epochs=8, evaluation=PATIENT)
+    with pytest.raises(MtlError, match="Training diverged: object/accuracy was not finite in any of 2 evaluations"):
+        run(config)
+    record = record_of(config)
+    assert (record.status, record.result) == ("failed", None)
+    assert [commit.epoch for commit in record.checkpoints] == [1]
 
 
 def test_patience_goes_on_after_a_restart(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

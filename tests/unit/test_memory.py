@@ -31,6 +31,19 @@ def test_the_gpus_memory() -> None:
     assert caught.value.got == "12 samples of 16 or 24 px in a forward pass; CUDA out of memory."
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here, whose memory could be limited")
+def test_the_memory_of_a_gpu_that_is_limited() -> None:
+    whole = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(0.05)
+    try:
+        with pytest.raises(ResourceError, match="GPU's memory ran out") as caught, attributed(CONFIG, 1):
+            torch.empty(whole // 10, dtype=torch.uint8, device="cuda")
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert "12 samples of 16 px" in str(caught.value.got)
+    assert "--max-micro-batch 6" in str(caught.value.do)
+
+
 def test_memory_of_a_process_that_is_limited() -> None:
     with pytest.raises(ResourceError, match="memory of a worker ran out") as caught, attributed(CONFIG, 1):
         torch.empty(2**60, dtype=torch.uint8)
