@@ -35,7 +35,7 @@ demo: $(INSTALLED) ## draw the small `shapes` data set and train five tasks on i
 	$(VENV_PYTHON) jobs/train.py shapes
 
 test: $(INSTALLED) ## run the tests; with MARK= the slow ones too
-	$(VENV_PYTHON) -m pytest -n 2 -m "$(MARK)"
+	$(VENV_PYTHON) -m pytest -n 2 --dist worksteal -m "$(MARK)"
 
 check: $(INSTALLED) ## lint, formatting and types
 	$(VENV_PYTHON) -m ruff check

@@ -12,6 +12,7 @@ from mtl.config import Config, Resources
 from mtl.errors import DataError, ResourceError
 from mtl.memory import HOST
 from mtl.on_ray import train
+from mtl.on_ray.channel import ChannelLost
 from tests.helpers.jobs import tiny_config
 
 OUT_OF_MEMORY = ControllerError(OutOfMemoryError("4 workers were killed\nand pages more"))
@@ -40,7 +41,7 @@ class Job:
             tmp_path / "data", tmp_path / "runs", resources=Resources(**resources)
         )
         self._patch = monkeypatch
-        monkeypatch.setattr(train, "Channel", lambda: None)
+        monkeypatch.setattr(train, "Channel", lambda _: None)
         monkeypatch.setattr("mtl.on_ray.listener.Listener.abort", lambda _: True)
 
     def __call__(self, *lives: Life, max_failures: int = 3) -> Any:
@@ -61,12 +62,14 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
 
 
 def test_train_that_fails_begins_anew_with_the_restarts_that_are_left(job: Job) -> None:
-    lives = dies(OUT_OF_MEMORY, failures=2), dies(RayActorError()), lambda _: {"status": "finished"}
-    assert job(*lives) == {"status": "finished"}
-    assert job.began == [0, 2, 3]
+    unheard = dies(ControllerError(ChannelLost("Nobody hears.")))
+    lives = dies(OUT_OF_MEMORY, failures=2), dies(RayActorError()), unheard, lambda _: {"status": "finished"}
+    assert job(*lives, max_failures=4) == {"status": "finished"}
+    assert job.began == [0, 2, 3, 4]
     assert job.told == [
         "Ray Train failed and begins anew: 4 workers were killed",
         "Ray Train failed and begins anew: its process died",
+        "Ray Train failed and begins anew: Nobody hears.",
     ]
 
 
@@ -74,7 +77,7 @@ def test_no_more_often_than_restarts_are_allowed(job: Job) -> None:
     with pytest.raises(
         ResourceError, match="A machine ran out of memory, and the restarts allowed are used up"
     ) as caught:
-        job(dies(OUT_OF_MEMORY), dies(OUT_OF_MEMORY), max_failures=1)
+        job(dies(ChannelLost("Nobody hears.")), dies(OUT_OF_MEMORY), max_failures=1)
     assert job.began == [0, 1]
     assert (caught.value.got, caught.value.do) == ("4 workers were killed", HOST)
 
