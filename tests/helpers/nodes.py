@@ -96,6 +96,15 @@ def claims() -> list[str]:
     return groups + ray.get(coordinator.__ray_call__.remote(lambda it: it._tick() or [*it._ongoing_reqs]))
 
 
+def forget_claims() -> None:
+    """Withdraw what drivers that were killed claim of the cluster, which would last three minutes."""
+    from mtl.on_ray.claims import COORDINATOR
+
+    if left := claims():
+        coordinator = ray.get_actor(COORDINATOR, namespace=COORDINATOR)
+        ray.get([coordinator.cancel_request.remote(name) for name in left])
+
+
 def wait_for(what: Callable[[], object], seconds: float, otherwise: str) -> None:
     """Until `what` is true.
 

@@ -16,7 +16,7 @@ from mtl.config import Model, Resources
 from mtl.console import RunConsole
 from tests.helpers.datasets import tiny
 from tests.helpers.jobs import ended_well, tiny_config
-from tests.helpers.nodes import Extra, claims, extra_node, wait_for
+from tests.helpers.nodes import Extra, extra_node, forget_claims
 
 # Ray's own warnings are not ours to mend.
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]
@@ -55,7 +55,7 @@ def test_a_lost_node_is_done_without_and_a_new_one_is_taken_in(
     )
     said, node = io.StringIO(), nodes()
     # A run before may have left one: where a machine is slow, Ray gives up withdrawing it, and it lasts 180 s.
-    wait_for(lambda: not claims(), 200, "somebody claims the nodes")
+    forget_claims()
     console = RunConsole(said)
 
     class Listening:
