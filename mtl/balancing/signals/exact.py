@@ -17,7 +17,7 @@ from mtl.balancing.base import TaskStats
 from mtl.balancing.signals.base import Scale, Weigher, guarded
 from mtl.balancing.statistic import precise
 
-_PIECE = 1 << 18  # numbers: a megabyte
+_PIECE = 1 << 12  # numbers of a row
 
 
 @final
@@ -133,15 +133,15 @@ class Exact:
 def _products(rows: Tensor) -> Tensor:
     """The inner products [K, K] of long rows, in fp32 or better.
 
-    On a CPU piece by piece, each of which fits into a cache: a product of the whole would read the rows twice.
+    On a CPU piece by piece, each of which fits into a cache: that reads each row once, on all cores, and sums of sums
+    round off less than one long sum.
     """
     rows = precise(rows)
     if rows.is_cuda:
         return rows @ rows.T
-    products = rows.new_zeros(len(rows), len(rows))
-    for piece in rows.split(max(_PIECE // len(rows), 1), dim=1):
-        products.addmm_(piece, piece.T)
-    return products
+    whole, rest = rows.tensor_split([rows.shape[1] // _PIECE * _PIECE], dim=1)
+    pieces = whole.unflatten(1, (-1, _PIECE)).transpose(0, 1) if whole.numel() else whole.new_zeros(1, len(rows), 0)
+    return torch.bmm(pieces, pieces.mT).sum(0).addmm_(rest, rest.T)
 
 
 def _across_ranks(gram: Tensor, within: Tensor, shares: Tensor) -> Tensor:
