@@ -41,7 +41,7 @@ class Exact:
         self._shared = [p for p in shared if p.requires_grad]
         self._own = [[p for p in parameters if p.requires_grad] for parameters in own]
         # Kept from step to step: on a CPU, asking the system for this memory anew costs more than filling it.
-        self._rows = self._combined = Tensor()
+        self._rows = Tensor()
 
     def begin(self, stats: TaskStats) -> None:
         """Nothing is known yet but the counts."""
@@ -49,7 +49,7 @@ class Exact:
         self._losses = torch.zeros_like(self._share)
         self._first = True
         if not self._rows.numel():
-            self._rows, self._combined = self._buffers()
+            self._rows = self._buffer()
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Outputs by task."""
@@ -72,16 +72,12 @@ class Exact:
                 parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
         self._first = False
 
-    def _buffers(self) -> tuple[Tensor, Tensor]:
-        """Rows [K, W * part], and what one of the W ranks makes of its part of them: [part].
-
-        Each row is padded with zeros to whole parts, of which rank r will keep part r.
-        """
+    def _buffer(self) -> Tensor:
+        """Rows [K, W * part], padded with zeros to whole parts: of the W ranks rank r will keep part r."""
         size, ranks = sum(p.numel() for p in self._shared), self._weigher.ranks.size
-        part = -(-size // ranks)
-        rows = self._shared[0].new_empty(len(self._own), ranks * part)
+        rows = self._shared[0].new_empty(len(self._own), -(-size // ranks) * ranks)
         rows[:, size:] = 0
-        return rows, rows.new_empty(part)
+        return rows
 
     def end(self) -> TaskStats:
         """Sum over ranks, weigh, and leave the gradients in the parameters."""
@@ -99,7 +95,7 @@ class Exact:
         gram = gram.view(k, k)
         unbiased = _across_ranks(gram, *(part.view(k, k) for part in within)) if within else None
         self._stats = replace(self._stats, gram=gram, exact=True, losses=losses.double(), unbiased=unbiased)
-        combined = torch.mv(shard.T, weigher.ask(self._stats).to(shard.dtype), out=self._combined)
+        combined = _combine(shard, weigher.ask(self._stats))
         if ranks.size > 1:
             whole = combined.new_empty(ranks.size, len(combined))
             dist.all_gather(list(whole), combined)
@@ -142,6 +138,15 @@ def _products(rows: Tensor) -> Tensor:
     whole, rest = rows.tensor_split([rows.shape[1] // _PIECE * _PIECE], dim=1)
     pieces = whole.unflatten(1, (-1, _PIECE)).transpose(0, 1) if whole.numel() else whole.new_zeros(1, len(rows), 0)
     return torch.bmm(pieces, pieces.mT).sum(0).addmm_(rest, rest.T)
+
+
+def _combine(rows: Tensor, weights: Tensor) -> Tensor:
+    """Their weighted sum, in the place of the first: a row more would be the peak of a step's memory."""
+    first, *others = rows
+    first.mul_(weights[0])
+    for row, weight in zip(others, weights[1:].to(rows.dtype), strict=True):
+        first.addcmul_(row, weight)
+    return first
 
 
 def _across_ranks(gram: Tensor, within: Tensor, shares: Tensor) -> Tensor:
