@@ -46,11 +46,11 @@ BATCH, SIZE_PX = 64, 64
 def main() -> None:
     """Write a data set, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="two rounds of four steps")
     parser.add_argument("--only", default="", help="measure only what has this word in its name")
     asked = parser.parse_args()
-    rounds, steps = (2, 4) if asked.quick else (asked.rounds, 32)
+    rounds, steps = (2, 4) if asked.quick else (asked.rounds, 96)
     torch.set_num_threads(2)
     measures: dict[str, Callable[[Path, int, int], None]] = {
         "cached_over_bare": cached_over_bare,
