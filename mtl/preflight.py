@@ -11,9 +11,10 @@ from mtl.config import Config, Task, parse
 from mtl.console import counted
 from mtl.data.balance import balances
 from mtl.data.footprint import Footprint, evaluation_bytes, footprint
-from mtl.data.manifest import Manifest
+from mtl.data.manifest import Index, Manifest
 from mtl.data.mixture import AnyOrder
 from mtl.data.order import I64
+from mtl.data.shards import check_shards
 from mtl.errors import CheckpointError, ConfigError, NotFound, RunError
 from mtl.label_checks import check_mixed, check_tasks
 from mtl.mixing import DataSet, classes, shares, training_order, training_sets
@@ -70,6 +71,9 @@ def check(config: Config) -> Plan:
     check_tasks(config, manifest)
     for other in sets[1:]:
         check_mixed(config, manifest, other.key, other.manifest)
+    evaluated = {split: Index.load(sets[0].store, split) for split in ("val", "test")}
+    for its in sets:
+        check_shards(its.store, {"train": its.index, **(evaluated if its is sets[0] else {})})
     order, held = check_order(config, sets)
     run = open_store(config.storage).child(config.name)
     record = read(run)
@@ -181,6 +185,7 @@ def check_saved(uri: str, split: str, data: str | None = None) -> SavedRun:
     manifest = Manifest.load(source)
     manifest.split(split)
     check_tasks(config, manifest)
+    check_shards(source, {split: Index.load(source, split)})
     return SavedRun(config, record, store, source, manifest)
 
 

@@ -7,8 +7,9 @@ from mtl.config import Task
 from mtl.config_order import Rebalance
 from mtl.data.manifest import MANIFEST, Index, LabelCount, Manifest
 from mtl.data.reader import Reader
+from mtl.data.shards import check_shards
 from mtl.doctor.case import Case
-from mtl.errors import DataError, MtlError, NotFound, StoreError
+from mtl.errors import MtlError, NotFound, StoreError
 from mtl.findings import Finding
 from mtl.label_checks import check_mixed, check_task
 from mtl.mixing import classes, shares, training_sets
@@ -40,17 +41,9 @@ def _addresses(case: Case) -> dict[str, tuple[str, ...]]:
 
 
 def _read(store: Store, manifest: Manifest, splits: tuple[str, ...]) -> Finding:
-    stored, seconds, size_bytes = set(store.list("shards/")), 0.0, 0
-    for split in splits:
-        index = Index.load(store, split)
-        missing = [path for path in index.shard_path if path not in stored]
-        if missing:
-            raise DataError(
-                f"{len(missing)} shards of split '{split}' are missing from {store.uri}.",
-                got=f"no {missing[0]}",
-                expected=f"{len(index.shard_path)} shards",
-                do="copy the data set again, or write it again: jobs/prepare.py",
-            )
+    indexes, seconds, size_bytes = {split: Index.load(store, split) for split in splits}, 0.0, 0
+    check_shards(store, indexes)
+    for index in indexes.values():
         began = time.perf_counter()
         Reader(store, index, tuple(manifest.labels), manifest.widths).read(0)
         seconds += time.perf_counter() - began

@@ -75,6 +75,9 @@ class ArrowStore:
         return Stat(info.size, f"{info.size}-{info.mtime_ns}", info.mtime_ns / 1e9)
 
     def list(self, prefix: str = "") -> list[str]:
+        return list(self.sizes(prefix))
+
+    def sizes(self, prefix: str = "") -> dict[str, int]:
         from pyarrow.fs import FileSelector
 
         files, root = self._root.get()
@@ -82,8 +85,8 @@ class ArrowStore:
         with reading(self.uri):
             top = f"{root}/{below}".rstrip("/")
             found = files.get_file_info(FileSelector(top, recursive=True, allow_not_found=True))
-        keys = (info.path.removeprefix(root).lstrip("/") for info in found if info.is_file)
-        return sorted(key for key in keys if key.startswith(prefix))
+        sizes = {info.path.removeprefix(root).lstrip("/"): info.size for info in found if info.is_file}
+        return {key: sizes[key] for key in sorted(sizes) if key.startswith(prefix)}
 
     def put(self, key: str, data: bytes) -> str:
         self._refuse(key, data)

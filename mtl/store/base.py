@@ -95,6 +95,10 @@ class Store(Protocol):
         """The keys in this folder and below that start with `prefix`, sorted by code point."""
         ...
 
+    def sizes(self, prefix: str = "") -> dict[str, int]:
+        """Those keys, and how many bytes are behind each."""
+        ...
+
     def put(self, key: str, data: bytes) -> str:
         """Write the whole object, replacing any other; durable on return. Returns the new version."""
         ...

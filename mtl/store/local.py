@@ -90,6 +90,13 @@ class LocalStore:
         keys = (path.as_posix() for path in self._files(top) if not path.name.startswith(_HIDDEN))
         return sorted(key for key in keys if key.startswith(prefix))
 
+    def sizes(self, prefix: str = "") -> dict[str, int]:
+        found: dict[str, int] = {}
+        for key in self.list(prefix):
+            with suppress(FileNotFoundError):  # it was deleted meanwhile
+                found[key] = (self.root / key).stat().st_size
+        return found
+
     def put(self, key: str, data: bytes) -> str:
         path = self._path(key)
         with writing(path), _staged(path) as (temp, file):

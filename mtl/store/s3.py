@@ -108,17 +108,20 @@ class S3Store:
             return Stat(answer["ContentLength"], _version(answer), answer["LastModified"].timestamp())
 
     def list(self, prefix: str = "") -> list[str]:
+        return list(self.sizes(prefix))
+
+    def sizes(self, prefix: str = "") -> dict[str, int]:
         top = self._top
-        keys: list[str] = []
+        found: dict[str, int] = {}
         more: dict[str, str] = {}
         with self._telling(prefix) as client:
             while True:
                 page = client.list_objects_v2(Bucket=self.bucket, Prefix=top + check_prefix(self.uri, prefix), **more)
                 # A key that ends in a slash is a console's stand-in for a folder.
-                found = (item["Key"] for item in page.get("Contents", []) if not item["Key"].endswith("/"))
-                keys += [key.removeprefix(top) for key in found]
+                items = (item for item in page.get("Contents", []) if not item["Key"].endswith("/"))
+                found |= {item["Key"].removeprefix(top): item["Size"] for item in items}
                 if not page["IsTruncated"]:
-                    return sorted(keys)
+                    return dict(sorted(found.items()))
                 more = {"ContinuationToken": page["NextContinuationToken"]}
 
     def put(self, key: str, data: bytes) -> str:

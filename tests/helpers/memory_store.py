@@ -96,9 +96,12 @@ class MemoryStore:
         return Stat(len(data), version, 0.0)
 
     def list(self, prefix: str = "") -> list[str]:
-        def run() -> list[str]:
-            keys = sorted(self._shared.objects)
-            return [key[len(self._prefix) :] for key in keys if key.startswith(self._prefix + prefix)]
+        return list(self.sizes(prefix))
+
+    def sizes(self, prefix: str = "") -> dict[str, int]:
+        def run() -> dict[str, int]:
+            found = sorted(key for key in self._shared.objects if key.startswith(self._prefix + prefix))
+            return {key[len(self._prefix) :]: len(self._shared.objects[key][0]) for key in found}
 
         return self._operation("list", prefix, run)
 

@@ -113,10 +113,12 @@ class StoreContract:
         for key in keys:
             store.put(key, key.encode())
         assert store.list() == sorted(keys)
+        assert list(store.sizes().items()) == [(key, len(key.encode())) for key in sorted(keys)]
         for key in keys:
             assert store.get(key) == key.encode()
             prefix = key[: data.draw(st.integers(0, len(key)))]
             assert store.list(prefix) == sorted(key for key in keys if key.startswith(prefix))
+            assert list(store.sizes(prefix)) == store.list(prefix)
         for key in keys:
             store.delete(key)
         assert store.list() == []

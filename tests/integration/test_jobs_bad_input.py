@@ -134,6 +134,23 @@ def test_damaged_files(name: str, data: Path, tmp_path: Path) -> None:
     explains(refused(tmp_path, "train.py", "--config", path), f"{name} is damaged")
 
 
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_shards_that_are_truncated_or_gone(split: str, data: Path, tmp_path: Path) -> None:
+    first, *_ = shards = sorted((data / "shards").glob(f"{split}-*"))
+    whole, path = first.read_bytes(), write_config(tmp_path / "mine.yaml", tiny_config(data, tmp_path / "runs"))
+    what = f"1 of the {len(shards)} shards of split '{split}' are not what was written"
+    first.write_bytes(whole[:-1])
+    explains(
+        refused(tmp_path, "train.py", "--config", path),
+        what,
+        f"{first.name}: {len(whole) - 1:,} bytes",
+        f"{len(whole):,} bytes",
+    )
+    first.unlink()
+    explains(refused(tmp_path, "train.py", "--config", path), what, f"{first.name}: missing")
+    assert not (tmp_path / "runs").exists()
+
+
 def test_no_such_bucket(moto_url: str, tmp_path: Path) -> None:
     env = aws(tmp_path, AWS_ENDPOINT_URL=moto_url)
     done = refused(tmp_path, "train.py", "auto", "--data", "s3://no-such-bucket/data", env=env)

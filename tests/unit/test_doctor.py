@@ -95,7 +95,7 @@ class TestData:
         tiny(tmp_path / "data")
         gone = sorted((tmp_path / "data" / "shards").iterdir())[-1]
         gone.unlink()
-        with pytest.raises(MtlError, match=r"1 shards of split 'val' are missing") as caught:
+        with pytest.raises(MtlError, match=r"1 of the \d shards of split 'val' are not what was written") as caught:
             looked(dataset.data(Case(config(tmp_path / "data", tmp_path))))
         assert gone.name in str(caught.value)
 
