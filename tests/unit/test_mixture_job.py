@@ -260,7 +260,7 @@ def test_the_checks_look_at_every_data_set(make: Callable[..., Config], data: Pa
     assert (warned.level, "nothing" in warned.what) == ("warn", True)
     other = Path(shutil.copytree(data / "some", tmp_path / "some"))
     next((other / "shards").iterdir()).unlink()
-    with pytest.raises(DataError, match="missing from"):
+    with pytest.raises(DataError, match="parquet: missing"):
         list(data_checks(Case(make(other=other))))
 
 
