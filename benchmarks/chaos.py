@@ -161,16 +161,15 @@ class Chaos:
         """Of the finished run.
 
         Raises:
-            SystemExit: it is not finished, somebody owns it or works for it, or restarts are missing or too many.
+            SystemExit: it is not finished, somebody owns it, or restarts are missing or too many.
+            AssertionError: somebody still works for it.
         """
+        from tests.helpers.nodes import wait_for
+
         record = self._record()
         if (record["status"], record["owner"]) != ("finished", None):
             raise SystemExit(f"the run is {record['status']}, and owned by {record['owner']}")
-        deadline = time.monotonic() + 30
-        while left := self._workers():
-            if time.monotonic() > deadline:
-                raise SystemExit(f"workers outlive the run: {left}")
-            time.sleep(0.5)
+        wait_for(lambda: not self._workers(), 30, "workers outlive the run")
         causes = Counter(one["cause"] for one in record["result"]["restarts"])
         for fault, cause in (("kill", "failed"), ("drain", "preempted")):
             if causes[cause] != self.faults[fault]:

@@ -71,7 +71,7 @@ def check(config: Config) -> Plan:
     check_tasks(config, manifest)
     for other in sets[1:]:
         check_mixed(config, manifest, other.key, other.manifest)
-    evaluated = {split: Index.load(sets[0].store, split) for split in ("val", "test")}
+    evaluated = Index.load_each(sets[0].store, ("val", "test"))
     for its in sets:
         check_shards(its.store, {"train": its.index, **(evaluated if its is sets[0] else {})})
     order, held = check_order(config, sets)
@@ -185,7 +185,7 @@ def check_saved(uri: str, split: str, data: str | None = None) -> SavedRun:
     manifest = Manifest.load(source)
     manifest.split(split)
     check_tasks(config, manifest)
-    check_shards(source, {split: Index.load(source, split)})
+    check_shards(source, Index.load_each(source, (split,)))
     return SavedRun(config, record, store, source, manifest)
 
 

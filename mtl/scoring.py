@@ -49,7 +49,7 @@ class Scorer:
         self._config, self._specs, self._data, self._manifest = config, specs, data, manifest
         self._runtime, self._dtype, self._record = runtime, dtype, record
         # At once, so that what is not there is missed before training, and storage that is away later is not.
-        self._indexes = {split: Index.load(data, split) for split in ("val", "test")}
+        self._indexes = Index.load_each(data, ("val", "test"))
         wanted = config.evaluation
         larger = wanted.best is None or better(config.tasks)[wanted.best]
         view = f"{config.augment.evaluated_px} of {config.augment.eval_resize_px} px"

@@ -41,7 +41,7 @@ def _addresses(case: Case) -> dict[str, tuple[str, ...]]:
 
 
 def _read(store: Store, manifest: Manifest, splits: tuple[str, ...]) -> Finding:
-    indexes, seconds, size_bytes = {split: Index.load(store, split) for split in splits}, 0.0, 0
+    indexes, seconds, size_bytes = Index.load_each(store, splits), 0.0, 0
     check_shards(store, indexes)
     for index in indexes.values():
         began = time.perf_counter()

@@ -1,5 +1,6 @@
 """Job scripts as a user starts them: a process of their own, what it prints, how it ends."""
 
+import io
 import json
 import os
 import subprocess
@@ -135,6 +136,15 @@ def ended_well(config: Config, *, attempts: int) -> None:
     assert (record["status"], record["owner"], record["attempt"]) == ("finished", None, attempts)
     if ray.is_initialized():
         assert not claims()
+
+
+def undisturbed(config: Config) -> dict[str, Any]:
+    """The result of the same run in this process, to which nothing happens."""
+    from mtl import local
+    from mtl.console import RunConsole
+
+    alone = config.model_copy(update={"name": "alone", "runtime": "local"})
+    return local.train(alone, RunConsole(io.StringIO()))
 
 
 def write_config(path: Path, config: Config) -> Path:

@@ -20,7 +20,7 @@ from mtl.console import RunConsole
 from mtl.errors import DataError, MtlError, NotFound, ResourceError, Truncated
 from tests.helpers import nodes
 from tests.helpers.datasets import tiny
-from tests.helpers.jobs import ended_well, job, read_until, started, tiny_config, write_config
+from tests.helpers.jobs import ended_well, job, read_until, started, tiny_config, undisturbed, write_config
 
 # Ray's own warnings are not ours to mend.
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("ray_cluster")]
@@ -45,9 +45,7 @@ def trained(config: Config) -> tuple[dict[str, Any], str]:
 
 def agrees_with_one_process(result: dict[str, Any], config: Config) -> None:
     """Whether `result` is that of the same run in this process, undisturbed: samples exactly, metrics closely."""
-    from mtl.local import train
-
-    alone = train(config.model_copy(update={"name": "alone", "runtime": "local"}), RunConsole(io.StringIO()))
+    alone = undisturbed(config)
     assert result["ledger"] == alone["ledger"]
     for split in ("val", "test"):
         for task, metrics in alone["metrics"][split].items():

@@ -10,14 +10,13 @@ from typing import Any, cast
 import pytest
 import ray
 
-from mtl import local
 from mtl.config import Checkpoint, Config, Resources
 from mtl.console import RunConsole
 from mtl.on_ray import train
 from mtl.on_ray.channel import Channel, ChannelLost
 from tests.helpers import nodes
 from tests.helpers.datasets import tiny
-from tests.helpers.jobs import ended_well, tiny_config
+from tests.helpers.jobs import ended_well, tiny_config, undisturbed
 
 # Ray's own warnings are not ours to mend.
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("ray_cluster")]
@@ -74,8 +73,7 @@ def test_the_workers_start_anew_when_nobody_hears_them(made: list[Channel], tmp_
     assert len(made) == 2
     assert "begins anew: The process through which driver and workers speak has died." in console.said.getvalue()
     ended_well(config, attempts=2)
-    alone = config.model_copy(update={"name": "alone", "runtime": "local"})
-    assert result["ledger"] == local.train(alone, RunConsole(io.StringIO()))["ledger"]
+    assert result["ledger"] == undisturbed(config)["ledger"]
 
 
 def test_it_counts_among_the_failures_allowed(made: list[Channel], tmp_path: Path) -> None:

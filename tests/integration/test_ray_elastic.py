@@ -11,11 +11,10 @@ from typing import Any, cast
 
 import pytest
 
-from mtl import local
 from mtl.config import Model, Resources
 from mtl.console import RunConsole
 from tests.helpers.datasets import tiny
-from tests.helpers.jobs import ended_well, tiny_config
+from tests.helpers.jobs import ended_well, tiny_config, undisturbed
 from tests.helpers.nodes import Extra, extra_node, forget_claims
 
 # Ray's own warnings are not ours to mend.
@@ -89,8 +88,7 @@ def test_a_lost_node_is_done_without_and_a_new_one_is_taken_in(
     files = [tmp_path / "runs/tiny/attempts" / f"{n + 1}.json" for n in range(1 + len(causes))]
     attempts = [json.loads(file.read_text())["workers"] for file in files]
     assert [workers for workers, _ in groupby(attempts)] == [2, 1, 2]
-    alone = config.model_copy(update={"name": "alone", "runtime": "local"})
-    expected = local.train(alone, RunConsole(io.StringIO()))
+    expected = undisturbed(config)
     assert result["ledger"] == expected["ledger"]
     for task, metrics in expected["metrics"]["test"].items():
         assert result["metrics"]["test"][task] == pytest.approx(metrics, rel=1e-2), task

@@ -6,12 +6,11 @@ from typing import Any, cast
 
 import pytest
 
-from mtl import local
 from mtl.config import Model, Resources
 from mtl.console import RunConsole, goodput_line
 from mtl.store import open_store
 from tests.helpers.datasets import tiny
-from tests.helpers.jobs import ended_well, tiny_config
+from tests.helpers.jobs import ended_well, tiny_config, undisturbed
 
 # Ray's own warnings are not ours to mend.
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("ray_cluster"), pytest.mark.slow]
@@ -49,8 +48,7 @@ def test_a_worker_that_hangs_is_named_and_killed_and_costs_nothing_but_time(
     )
     workers = "".join(logs.get(key).decode() for key in logs.list("logs/a1/worker-"))
     assert "training, says the backbone" in workers
-    alone = config.model_copy(update={"name": "alone", "runtime": "local"})
-    assert result["ledger"] == local.train(alone, RunConsole(io.StringIO()))["ledger"]
+    assert result["ledger"] == undisturbed(config)["ledger"]
 
 
 def test_a_worker_that_is_often_stopped_is_named_slow_once_and_nothing_restarts(tmp_path: Path) -> None:
@@ -79,5 +77,4 @@ def test_a_worker_that_is_often_stopped_is_named_slow_once_and_nothing_restarts(
     assert f"(process {marker.read_text()} on " in log.partition(" is slow: ")[0].splitlines()[-1], log
     ended_well(config, attempts=1)
     assert result["restarts"] == []
-    alone = config.model_copy(update={"name": "alone", "runtime": "local"})
-    assert result["ledger"] == local.train(alone, RunConsole(io.StringIO()))["ledger"]
+    assert result["ledger"] == undisturbed(config)["ledger"]

@@ -1,17 +1,14 @@
 """A head of Ray that is lost, for real, with the driver left over."""
 
-import io
 import json
 from pathlib import Path
 
 import pytest
 
-from mtl import local
 from mtl.config import Checkpoint, Config, Model, Resources
-from mtl.console import RunConsole
 from tests.helpers.datasets import tiny
 from tests.helpers.head import RealHead, real_head
-from tests.helpers.jobs import ended_well, job, read_until, started, tiny_config, write_config
+from tests.helpers.jobs import ended_well, job, read_until, started, tiny_config, undisturbed, write_config
 
 pytestmark = pytest.mark.slow
 
@@ -56,6 +53,5 @@ def test_a_lost_head_ends_the_job_in_words_and_the_run_goes_on_elsewhere(tmp_pat
         assert done.status == 0, done.said
         assert "resumed from the commit of step 3" in done.out
     ended_well(config, attempts=2)
-    alone = config.model_copy(update={"name": "alone", "runtime": "local"})
     ledger = json.loads((tmp_path / "runs" / "tiny" / "run.json").read_text())["result"]["ledger"]
-    assert ledger == local.train(alone, RunConsole(io.StringIO()))["ledger"]
+    assert ledger == undisturbed(config)["ledger"]

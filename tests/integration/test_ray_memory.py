@@ -1,6 +1,5 @@
 """Workers that Ray's memory monitor ends, for real: a head whose threshold lies a little above what is in use."""
 
-import io
 import json
 import re
 from collections.abc import Iterator
@@ -8,12 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from mtl import local
 from mtl.config import Config, Model, Resources
-from mtl.console import RunConsole
 from tests.helpers.datasets import tiny
 from tests.helpers.head import RealHead, real_head
-from tests.helpers.jobs import ended_well, job, tiny_config, write_config
+from tests.helpers.jobs import ended_well, job, tiny_config, undisturbed, write_config
 
 pytestmark = pytest.mark.slow
 
@@ -52,8 +49,7 @@ def test_a_worker_ended_for_memory_is_named_so_and_restarts(head: RealHead, tmp_
     assert not Path("/proc", (tmp_path / "ate").read_text()).exists()
     ended_well(config, attempts=2)
     record = json.loads((tmp_path / "runs" / "tiny" / "run.json").read_text())
-    alone = config.model_copy(update={"name": "alone", "runtime": "local"})
-    assert record["result"]["ledger"] == local.train(alone, RunConsole(io.StringIO()))["ledger"]
+    assert record["result"]["ledger"] == undisturbed(config)["ledger"]
 
 
 def test_restarts_for_memory_end_with_what_helps(head: RealHead, tmp_path: Path) -> None:

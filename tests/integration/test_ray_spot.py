@@ -14,14 +14,13 @@ from typing import Any, cast
 import pytest
 import ray
 
-from mtl import local
 from mtl.config import Model, Resources
 from mtl.console import RunConsole
 from mtl.on_ray import spot
 from mtl.on_ray.preemption import MARGIN_S
 from tests.helpers.datasets import tiny
 from tests.helpers.fake_metadata import fake_metadata
-from tests.helpers.jobs import ended_well, tiny_config
+from tests.helpers.jobs import ended_well, tiny_config, undisturbed
 from tests.helpers.nodes import extra_node, occupy, wait_for
 
 # Ray's own warnings are not ours to mend.
@@ -69,8 +68,7 @@ def test_a_run_outlives_a_node_with_a_notice(ray_cluster: str, tmp_path: Path) -
         (resumed,) = re.findall(r"resumed from the commit of step (\d+)", log)
         assert int(resumed) >= before[-1], log  # it may commit once more while its node ends
         assert [one["cause"] for one in result["restarts"]] == ["preempted"]
-        alone = config.model_copy(update={"name": "alone", "runtime": "local"})
-        assert result["ledger"] == local.train(alone, RunConsole(io.StringIO()))["ledger"]
+        assert result["ledger"] == undisturbed(config)["ledger"]
 
 
 def test_a_node_drains_at_a_notice_of_ec2_and_at_a_sigterm(ray_cluster: str, tmp_path: Path) -> None:

@@ -189,17 +189,22 @@ def test_products_of_a_run_are_as_exact_as_it_says(precision: Name, products: st
     assert seen == {(True, products, products), (False, products, products)}
 
 
-def worse_after(monkeypatch: pytest.MonkeyPatch, best_epoch: int) -> None:
-    """The validation accuracy of `object` rises up to `best_epoch`, and falls from there on."""
+def measured(monkeypatch: pytest.MonkeyPatch, accuracy: Callable[[int], float]) -> None:
+    """The validation accuracy of `object` is what is said of the epoch."""
     score = job.Scorer._score  # pyright: ignore[reportPrivateUsage]
 
     def scored(self: Any, split: str, name: str, trainee: Any, epoch: int) -> Any:
         metrics = score(self, split, name, trainee, epoch)
         if split == "val":
-            metrics["object"]["accuracy"] = 1 - 0.1 * abs(epoch - best_epoch)
+            metrics["object"]["accuracy"] = accuracy(epoch)
         return metrics
 
     monkeypatch.setattr(job.Scorer, "_score", scored)
+
+
+def worse_after(monkeypatch: pytest.MonkeyPatch, best_epoch: int) -> None:
+    """The validation accuracy of `object` rises up to `best_epoch`, and falls from there on."""
+    measured(monkeypatch, lambda epoch: 1 - 0.1 * abs(epoch - best_epoch))
 
 
 PATIENT = Evaluation(best="object/accuracy", patience=2)
@@ -244,14 +249,7 @@ def test_a_learning_rate_a_thousand_times_too_high_ends_early_with_the_best_comm
 def test_training_without_one_finite_value_to_select_by_is_no_finished_run(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    score = job.Scorer._score
-
-    def scored(self: Any, split: str, name: str, trainee: Any, epoch: int) -> Any:
-        metrics = score(self, split, name, trainee, epoch)
-        metrics["object"]["accuracy"] = float("nan")
-        return metrics
-
-    monkeypatch.setattr(job.Scorer, "_score", scored)
+    measured(monkeypatch, lambda _: float("nan"))
     config = make(epochs=8, evaluation=PATIENT)
     with pytest.raises(MtlError, match="Training diverged: object/accuracy was not finite in any of 2 evaluations"):
         run(config)

@@ -135,16 +135,17 @@ def _products(rows: Tensor) -> Tensor:
     rows = precise(rows)
     if rows.is_cuda:
         return rows @ rows.T
-    whole, rest = rows.tensor_split([rows.shape[1] // _PIECE * _PIECE], dim=1)
-    pieces = whole.unflatten(1, (-1, _PIECE)).transpose(0, 1) if whole.numel() else whole.new_zeros(1, len(rows), 0)
+    count = rows.shape[1] // _PIECE
+    whole, rest = rows.tensor_split([count * _PIECE], dim=1)
+    pieces = whole.unflatten(1, (count, _PIECE)).transpose(0, 1)
     return torch.bmm(pieces, pieces.mT).sum(0).addmm_(rest, rest.T)
 
 
 def _combine(rows: Tensor, weights: Tensor) -> Tensor:
     """Their weighted sum, in the place of the first: a row more would be the peak of a step's memory."""
-    first, *others = rows
+    weights, first = weights.to(rows.dtype), rows[0]
     first.mul_(weights[0])
-    for row, weight in zip(others, weights[1:].to(rows.dtype), strict=True):
+    for row, weight in zip(rows[1:], weights[1:], strict=True):
         first.addcmul_(row, weight)
     return first
 
