@@ -3,8 +3,9 @@
 ResNet-18 at 64 px with two heads, decoded images in memory, two cores.
 
     cached_over_bare    images/s of the job's steps over those of a loop written by hand (same model, losses, optimizer,
-                        batch and flags; one resident batch; no loader, no metrics), in this process, in turns of epochs
-    ray_over_torchrun   images/s of the same job with two workers of one core each, on Ray over under torchrun, in turns
+                        batch and flags; one resident batch; no loader, no metrics), in this process, in turns of 3 s
+    ray_over_torchrun   images/s of the same job, evaluations and commits included, on Ray over under torchrun, in turns
+                        of 6 s: /2 has two workers of one core each; /1 has one, and Ray's daemons the other core
     checkpoint_stall    share of the time for which commits hold the steps, at the default cadence: what one holds them
                         (`checkpoint_stall_s`), measured at a commit every few steps, over `checkpoint.every_s`
 
@@ -13,13 +14,11 @@ ResNet-18 at 64 px with two heads, decoded images in memory, two cores.
 
 import argparse
 import json
-import os
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +29,10 @@ import torch
 from torch.nn import functional as F
 
 from benchmarks.common import emit, say
+from benchmarks.turns import Side, take_turns
 from mtl import local, preflight
 from mtl.config import Augment, Checkpoint, Config, Loader, Model, Optimizer, Order, Resources, Task
-from mtl.console import RunConsole
+from mtl.console import RunConsole, counted
 from mtl.optim import build_optimizer
 from mtl.parts import build_model, build_specs
 from mtl.preflight import Plan
@@ -41,6 +41,7 @@ from mtl.store import open_store
 from tests.helpers.datasets import tiny
 
 BATCH, SIZE_PX = 64, 64
+TURN_S = 3.0
 
 
 def main() -> None:
@@ -54,7 +55,8 @@ def main() -> None:
     torch.set_num_threads(2)
     measures: dict[str, Callable[[Path, int, int], None]] = {
         "cached_over_bare": cached_over_bare,
-        "ray_over_torchrun": ray_over_torchrun,
+        "ray_over_torchrun/1": partial(ray_over_torchrun, workers=1),
+        "ray_over_torchrun/2": partial(ray_over_torchrun, workers=2),
         "checkpoint_stall": checkpoint_stall,
     }
     with tempfile.TemporaryDirectory(prefix="mtl-job-") as scratch:
@@ -89,21 +91,33 @@ def configuration(folder: Path, name: str, epochs: int, **changes: Any) -> Confi
 
 
 def cached_over_bare(folder: Path, rounds: int, steps: int) -> None:
-    """Epochs of a job, a bare loop of as many steps after each; the first epoch, which decodes, does not count."""
-    config = configuration(folder, "cached", rounds + 1)
+    """A few seconds of a job, as many steps of the bare loop, and so on. The first epoch, which decodes, is left out.
+
+    What is compared is the whole time of each, so that what commits slow down counts.
+    """
+    config = configuration(folder, "cached", rounds + 1, log_every_s=TURN_S)
     bare = bare_loop(config, preflight.check(config))
-    pairs: list[tuple[float, float]] = []
+    turns: list[tuple[int, float, float]] = []
+    before = 0
 
     def listen(event: dict[str, Any]) -> None:
         # The loop does not count the time of its listener.
-        if event["kind"] == "progress":
-            began = time.perf_counter()
-            for _ in range(steps):
-                bare()
-            pairs.append((event["images_per_s"], BATCH * steps / (time.perf_counter() - began)))
+        nonlocal before
+        if event["kind"] != "progress":
+            return
+        count, before = event["step"] - before, event["step"]
+        if event["step"] <= steps:
+            return
+        began = time.perf_counter()
+        for _ in range(count):
+            bare()
+        turns.append((count, BATCH * count / event["images_per_s"], time.perf_counter() - began))
 
     run(config, listen)
-    compare("cached_over_bare", pairs[1:])
+    counts, ours_s, bare_s = map(sum, zip(*turns, strict=True))
+    each = sorted(theirs / ours for _, ours, theirs in turns)
+    middle = f"{len(turns)} turns, the middle half {each[len(each) // 4]:.3f} to {each[-(len(each) // 4) - 1]:.3f}"
+    report("cached_over_bare", bare_s / ours_s, BATCH * counts / ours_s, BATCH * counts / bare_s, middle)
 
 
 def bare_loop(config: Config, plan: Plan) -> Callable[[], None]:
@@ -123,29 +137,29 @@ def bare_loop(config: Config, plan: Plan) -> Callable[[], None]:
     return step
 
 
-def ray_over_torchrun(folder: Path, rounds: int, steps: int) -> None:
-    """Whole jobs of two epochs and more, one after the other; the first epoch of each does not count."""
-    del steps  # an epoch's, which the data set decides
-    pairs: list[tuple[float, float]] = []
-    for number in range(max(rounds // 2, 1)):
-        found = {runtime: job_images_per_s(folder, runtime, number) for runtime in ("local", "ray")}
-        pairs.append((found["ray"], found["local"]))
-    compare("ray_over_torchrun", pairs)
+def ray_over_torchrun(folder: Path, rounds: int, steps: int, *, workers: int) -> None:
+    """Two jobs that take turns, with their evaluations and commits; the first epoch of each does not count."""
+    sides = begin(folder, "ray", workers), begin(folder, "local", workers)
+    try:
+        ours, base = take_turns(sides, warm=steps + steps // 8, turns=8 * rounds, turn_s=2 * TURN_S)
+    finally:
+        for side in sides:
+            side.end()
+    spread = f"{8 * rounds} turns of {2 * TURN_S:.0f} s each, {counted(workers, 'worker')} of one core"
+    report(f"ray_over_torchrun/{workers}", ours / base, BATCH * ours, BATCH * base, spread)
 
 
-def job_images_per_s(folder: Path, runtime: str, number: int) -> float:
-    """The median epoch of a job of two workers in processes of their own."""
-    resources = Resources(workers=2, cpus_per_worker=1)
-    config = configuration(folder, f"{runtime}-{number}", 4, runtime=runtime, resources=resources)
-    path = folder / f"{config.name}.yaml"
+def begin(folder: Path, runtime: str, workers: int) -> Side:
+    """A job of workers in processes of their own, longer than anyone waits."""
+    resources = Resources(workers=workers, cpus_per_worker=1)
+    name = f"{runtime}-{workers}"
+    config = configuration(folder, name, 10_000, runtime=runtime, resources=resources, log_every_s=0.5)
+    path = folder / f"{name}.yaml"
     path.write_text(config.to_yaml())
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"] if runtime == "local" else []
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={workers}"]
+    launcher = torchrun if runtime == "local" else []
     command = [sys.executable, *launcher, "jobs/train.py", "--config", str(path)]
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
-    return statistics.median(row["images_per_s"] for row in progress(config)[1:])
+    return Side(name, command, folder / f"{name}.log", cwd=ROOT)
 
 
 def checkpoint_stall(folder: Path, rounds: int, steps: int) -> None:
@@ -181,12 +195,8 @@ def progress(config: Config) -> list[dict[str, Any]]:
     return sorted((row for row in map(json.loads, lines) if "images_per_s" in row), key=lambda row: row["step"])
 
 
-def compare(metric: str, pairs: list[tuple[float, float]]) -> None:
-    """The median ratio of images/s taken in turns, and its range."""
-    ratios = [ours / base for ours, base in pairs]
-    ratio = statistics.median(ratios)
-    ours, base = (statistics.median(pair[side] for pair in pairs) for side in (0, 1))
-    spread = f"{min(ratios):.3f} to {max(ratios):.3f} over {len(ratios)} rounds"
+def report(metric: str, ratio: float, ours: float, base: float, spread: str) -> None:
+    """A ratio of images/s, said and emitted."""
     say(f"{metric}: {ratio:.3f} ({spread}), {ours:.0f} images/s")
     emit("job", metric, ratio, "ratio", baseline=base, ratio=ratio)
 

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mtl.config import Config
 from mtl.errors import MtlError
 from mtl.goodput import Account
+from mtl.precision import HALF
 
 PEAKS: dict[str, dict[str, float]] = {
     "B200": {"half": 2250e12, "tf32": 1100e12, "fp32": 75e12},  # 4.5 and 2.2 PFLOPS; NVIDIA Blackwell, HGX B200
@@ -50,12 +51,14 @@ class Scale:
         peak_flops: FLOP/s of one worker's device, None where it is not known.
         measured: whether the peak is what this processor reached in a product of two matrices.
         price_per_hour: of a worker.
+        fp32_flops: what it reached in fp32, where the peak is measured and of half precision.
     """
 
     flops_per_image: float | None
     peak_flops: float | None
     measured: bool
     price_per_hour: float | None
+    fp32_flops: float | None = None
 
     def row(self, images_per_s: float, workers: int, images_per_epoch: int, area: float = 1.0) -> dict[str, float]:
         """What is known at this speed: mfu, the share of the peak, and cost_per_epoch.
@@ -82,7 +85,11 @@ class Scale:
         if self.peak_flops is None:
             return f"{line}; this device's peak is not known, so MFU is not shown"
         whose = "this worker's processor reaches" if self.measured else "this device's data sheet has"
-        return f"{line}; {whose} {self.peak_flops / 1e9:,.0f} GFLOP/s, which MFU is a share of"
+        line = f"{line}; {whose} {self.peak_flops / 1e9:,.0f} GFLOP/s, which MFU is a share of"
+        if self.fp32_flops is None:
+            return line
+        slower = ": --precision fp32 is faster here" if self.fp32_flops > self.peak_flops else ""
+        return f"{line}, and {self.fp32_flops / 1e9:,.0f} in fp32{slower}"
 
 
 def scale(model: nn.Module, config: Config, device: torch.device) -> Scale:
@@ -90,7 +97,11 @@ def scale(model: nn.Module, config: Config, device: torch.device) -> Scale:
     flops, price = flops_per_image(model, config.augment.size_px), config.resources.price_per_hour
     if device.type == "cuda":
         return Scale(flops, peak(torch.cuda.get_device_name(device), config.precision), False, price)
-    return Scale(flops, measured_peak(), True, price)
+    half = HALF.get(config.precision)
+    single = measured_peak(torch.float32)
+    if half is None:
+        return Scale(flops, single, True, price)
+    return Scale(flops, measured_peak(half), True, price, fp32_flops=single)
 
 
 def totals(
@@ -148,9 +159,9 @@ def peak(name: str, precision: str) -> float | None:
     return fitting[0].get(precision, fitting[0].get("half") if precision in ("bf16", "fp16") else None)
 
 
-def measured_peak() -> float:
-    """FLOP/s that this process reaches on the CPU, with its threads, in a product of two matrices of fp32."""
-    matrix = torch.ones(_SIDE, _SIDE)
+def measured_peak(dtype: torch.dtype) -> float:
+    """FLOP/s that this process reaches on the CPU, with its threads, in a product of two matrices of these numbers."""
+    matrix = torch.ones(_SIDE, _SIDE, dtype=dtype)
     best_s = float("inf")
     for _ in range(_TRIES):
         began = time.perf_counter()

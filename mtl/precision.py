@@ -15,7 +15,9 @@ from torch import Tensor
 
 Name = Literal["fp32", "tf32", "bf16", "fp16"]
 
-_HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+"""The precisions in which forwards are not fp32, and their numbers."""
+
 _INITIAL, _SMALLEST, _LARGEST, _PATIENCE = 2.0**16, 1.0, 2.0**24, 2000  # as torch.amp.GradScaler begins and grows
 
 
@@ -31,7 +33,7 @@ class Precision:
     """
 
     def __init__(self, name: Name, device: torch.device) -> None:
-        self._half, self._device = _HALF.get(name), device.type
+        self._half, self._device = HALF.get(name), device.type
         self._scales = name == "fp16"
         self._scale, self._good = _INITIAL if self._scales else 1.0, 0
 

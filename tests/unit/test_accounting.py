@@ -7,7 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mtl.accounting import PEAKS, Scale, flops_per_image, measured_peak, peak, totals
+from mtl.accounting import PEAKS, Scale, flops_per_image, measured_peak, peak, scale, totals
+from mtl.config import Augment, Config, Task
+
+CPU = torch.device("cpu")
+TASKS = {"a": Task(kind="multiclass", label="a")}
 
 
 class Tiny(nn.Module):
@@ -70,8 +74,29 @@ def test_less_exact_is_faster_on_every_device() -> None:
         assert list(values.values()) == sorted(values.values(), reverse=True)
 
 
-def test_the_measured_peak_is_a_processors() -> None:
-    assert 1e8 < measured_peak() < 1e14
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_measured_peak_is_a_processors(dtype: torch.dtype) -> None:
+    assert 1e8 < measured_peak(dtype) < 1e14
+
+
+def test_a_processors_peak_is_that_of_the_runs_precision() -> None:
+    config = Config(recipe="r", name="r", data="d", tasks=TASKS, augment=Augment(size_px=8))
+    found = {name: scale(Tiny(), config.model_copy(update={"precision": name}), CPU) for name in ("fp32", "bf16")}
+    assert found["fp32"].fp32_flops is None
+    half = found["bf16"]
+    assert half.peak_flops is not None
+    assert half.fp32_flops is not None
+    # Both were measured a moment ago, on cores that others may share.
+    assert 0.1 < half.fp32_flops / (found["fp32"].peak_flops or 0) < 10
+
+
+@pytest.mark.parametrize(
+    ("fp32", "said"), [(1e9, "and 1 in fp32"), (3e9, "and 3 in fp32: --precision fp32 is faster here")]
+)
+def test_half_precision_that_is_slower_is_said(fp32: float, said: str) -> None:
+    line = Scale(2e9, 2e9, True, None, fp32_flops=fp32).describe()
+    assert line is not None
+    assert line.endswith(said)
 
 
 def test_rows_say_what_is_known() -> None:
@@ -86,10 +111,10 @@ def test_rows_say_what_is_known() -> None:
 
 def test_totals_are_of_all_attempts() -> None:
     def account(began: str, until: str, workers: int, price: float | None) -> dict[str, Any]:
-        scale = Scale(2e9, 1e12, True, price).values()
+        of = Scale(2e9, 1e12, True, price).values()
         return {"began": f"2026-01-01T{began}+00:00", "until": f"2026-01-01T{until}+00:00"} | {
             "workers": workers,
-            "scale": scale,
+            "scale": of,
         }
 
     first, second = account("00:00:00", "01:00:00", 4, 2.0), account("02:00:00", "02:30:00", 2, 1.0)
