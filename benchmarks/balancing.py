@@ -105,12 +105,12 @@ def counts(outputs: list[str], labels: dict[str, Tensor]) -> Tensor:
     return torch.stack([(~labels[task.partition("_")[0]].isnan()).sum() for task in outputs]).double()
 
 
-def network(tasks: int) -> BoundaryModel:
-    """ResNet-18 with a linear head a task; beyond five the tasks repeat."""
+def network(tasks: int, backbone: str = "resnet18") -> BoundaryModel:
+    """A backbone with a linear head a task; beyond five the tasks repeat."""
     torch.manual_seed(0)
     names = list(OUTPUTS)
     outputs = {f"{names[k % 5]}_{k}" if k >= 5 else names[k]: OUTPUTS[names[k % 5]] for k in range(tasks)}
-    model = HardSharing(build_backbone("resnet18", {}, 64), HeadSpec(outputs))
+    model = HardSharing(build_backbone(backbone, {"width": 16} if "resnet9" in backbone else {}, 64), HeadSpec(outputs))
     return model.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
 
 
@@ -232,36 +232,56 @@ CANDIDATES: dict[str, Callable[[], Statistic]] = {
 
 
 def fidelities(size: Size) -> None:
-    """`gram_fidelity` of each statistic: all labels, three in ten, each sample one label; random and trained nets."""
-    model = network(5)
-    for state in ("random", "trained"):
-        if state == "trained":
-            train(model, size)
-        for share in ("all labels", "30 % of labels", "disjoint labels"):
-            seen: dict[str, list[Tensor]] = {name: [] for name in CANDIDATES}
-            exact: list[Tensor] = []
-            for n in range(size.batches):
-                z, cotangents, gram = observed(model, hidden(drawings(size.batch, 100_000 + 1000 * n), share, n))
-                exact.append(gram)
-                for name, make in CANDIDATES.items():
-                    statistic = make()
-                    seen[name].append(statistic.gram(statistic.sums(z, cotangents), [z[0].shape], len(cotangents)))
-            for name, grams in seen.items():
-                found = fidelity(torch.stack(grams), torch.stack(exact))
-                emit(BENCH, "gram_fidelity", found, f"correlation, {name}, {share}, {state} net")
+    """`gram_fidelity` of each statistic: all labels, three in ten, each sample one label; random and trained nets.
+
+    `layers_fidelity` is the same of the exact gradients of the layers next to the boundary alone, so of more than what
+    is known at the boundary.
+    """
+    for net in ("resnet18", "mtl.model.resnet9:resnet9"):
+        model = network(5, net)
+        for state in ("random", "trained"):
+            if state == "trained":
+                train(model, size)
+            for share in ("all labels", "30 % of labels", "disjoint labels"):
+                fidelity_of(model, size, share, f"{share}, {state} {net.partition(':')[2] or net}")
+
+
+def fidelity_of(model: BoundaryModel, size: Size, share: str, where: str) -> None:
+    """Over all batches, with these labels."""
+    seen: dict[str, list[Tensor]] = {name: [] for name in CANDIDATES}
+    exact: list[Tensor] = []
+    for n in range(size.batches):
+        z, cotangents, layers = observed(model, hidden(drawings(size.batch, 100_000 + 1000 * n), share, n))
+        exact.append(layers)
+        for name, make in CANDIDATES.items():
+            statistic = make()
+            seen[name].append(statistic.gram(statistic.sums(z, cotangents), [z[0].shape], len(cotangents)))
+    by_layer = torch.stack(exact, 1)
+    whole = by_layer.sum(0)
+    for name, grams in seen.items():
+        emit(BENCH, "gram_fidelity", fidelity(torch.stack(grams), whole), f"correlation, {name}, {where}")
+    for last in (n for n in (1, 2, 4, 8, 16) if n < len(by_layer)):
+        found = fidelity(by_layer[-last:].sum(0), whole)
+        emit(BENCH, "layers_fidelity", found, f"correlation, last {last} of {len(by_layer)} layers, {where}")
 
 
 def observed(model: BoundaryModel, data: Data) -> tuple[Shared, list[Shared], Tensor]:
-    """The boundary tensors, each task's cotangents at them, and the exact Gram matrix of the shared parameters."""
+    """The boundary tensors, each task's cotangents at them, and the exact Gram matrices [layers, K, K] of the shared
+    parameters: a layer is a convolution with the norm behind it."""
     shared = model.forward_shared(data.images)
     means = sums(model.forward_tasks(shared), data.labels) / counts(list(model.tasks), data.labels).clamp(min=1)
     cotangents = [torch.autograd.grad(mean, shared, retain_graph=True) for mean in means.unbind()]
-    parameters, rows = model.shared_parameters(), list[Tensor]()
-    for own in cotangents:
-        found = torch.autograd.grad(shared, parameters, own, retain_graph=True)
-        rows.append(torch.cat([part.reshape(-1) for part in found]))
-    jacobian = torch.stack(rows)
-    return tuple(part.detach() for part in shared), cotangents, jacobian @ jacobian.T
+    parameters = model.shared_parameters()
+    rows = [torch.autograd.grad(shared, parameters, own, retain_graph=True) for own in cotangents]
+    layers: list[Tensor] = []
+    for parameter, parts in zip(parameters, zip(*rows, strict=True), strict=True):
+        jacobian = torch.stack([part.reshape(-1) for part in parts])
+        gram = jacobian @ jacobian.T
+        if parameter.dim() > 1:
+            layers.append(gram)
+        else:
+            layers[-1] += gram
+    return tuple(part.detach() for part in shared), cotangents, torch.stack(layers)
 
 
 def train(model: BoundaryModel, size: Size) -> None:
