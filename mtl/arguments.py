@@ -101,8 +101,17 @@ def _base(argv: list[str], usage: str) -> tuple[Config, list[str]]:
                 expected="train.py --config FILE",
                 do="name a config.yaml that a run saved, or one of your own",
             )
-        return configs.load(Path(path)), argv[1:] if "=" in first else argv[2:]
-    return _auto(rest) if first == "auto" else recipes.get(first), rest
+        base, rest = configs.load(Path(path)), argv[1:] if "=" in first else argv[2:]
+    else:
+        base = _auto(rest) if first == "auto" else recipes.get(first)
+    return _own_backbone(base, rest), rest
+
+
+def _own_backbone(base: Config, rest: list[str]) -> Config:
+    """`base` without arguments for its backbone where another one is asked for: they would mean nothing to that."""
+    if given("--model.backbone", rest) in (None, base.model.backbone):
+        return base
+    return base.model_copy(update={"model": base.model.model_copy(update={"backbone_args": {}})})
 
 
 def _at_home(config: Config) -> Config:

@@ -55,7 +55,7 @@ class Model(Section):
     """A backbone, what the tasks share of it, and one head for each."""
 
     backbone: str = identity("resnet18", "a torchvision model name, timm:NAME, or module:callable of your own")
-    backbone_args: Arguments = identity({}, "keyword arguments of the backbone")
+    backbone_args: Arguments = identity({}, "its keyword arguments; dropped where --model.backbone is another")
     init_from: str | None = identity(
         None, "initial weights: a safetensors file, local or s3://; of a run's checkpoint, or an exported state_dict"
     )

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from mtl.lease import Lease, acquire
+from mtl.precision import set_numerics
 from tests.helpers.memory_store import MemoryStore
 from tests.helpers.runs import NEVER_S, FakeTime, die
 
@@ -31,3 +32,10 @@ def own(store: MemoryStore) -> Iterator[Callable[..., Lease]]:
     yield acquired
     for lease in leases:
         die(lease)
+
+
+@pytest.fixture
+def numerics_as_before() -> Iterator[None]:
+    """A job in this process tells torch how exact it wants products; others want the usual."""
+    yield
+    set_numerics("fp32", deterministic=False)

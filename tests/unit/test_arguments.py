@@ -34,6 +34,20 @@ def test_any_value_can_be_changed() -> None:
     assert config.tasks["fine"] == recipes.get("article").tasks["fine"]
 
 
+def test_another_backbone_has_none_of_the_arguments_of_the_recipes() -> None:
+    def model(*flags: str) -> tuple[str, dict[str, object]]:
+        found = parse(["shapes", *flags]).config.model
+        return found.backbone, dict(found.backbone_args)
+
+    theirs, args = recipes.SHAPES.model.backbone, dict(recipes.SHAPES.model.backbone_args)
+    assert args
+    assert model("--model.backbone", "resnet18") == ("resnet18", {})
+    assert model("--model.backbone=resnet18") == ("resnet18", {})
+    assert model("--model.backbone", theirs) == model() == (theirs, args)
+    given = ("--model.backbone", "mine:net", "--model.backbone-args", "depth", "3")
+    assert model(*given) == ("mine:net", {"depth": 3})
+
+
 @pytest.mark.parametrize("spell", [lambda path: ["--config", path], lambda path: [f"--config={path}"]])
 def test_a_saved_configuration_and_changes_to_it(spell: Callable[[str], list[str]], tmp_path: Path) -> None:
     config = tiny_config("s3://bucket/data", "s3://bucket/runs", seed=7)

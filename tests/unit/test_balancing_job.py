@@ -10,8 +10,9 @@ from mtl.balancing_config import Balancing
 from mtl.config import Checkpoint, Config
 from tests.helpers.datasets import tiny
 from tests.helpers.engine import SMALL, rows, tiny_config
-from tests.unit.test_job_switches import _as_before as _as_before  # a fixture
-from tests.unit.test_job_switches import assert_same_end, interrupted, run
+from tests.helpers.whole_jobs import assert_same_end, interrupted, run
+
+pytestmark = pytest.mark.usefixtures("numerics_as_before")
 
 OWN = "tests.unit.balancing.test_balancing_signals:Fixed"
 WAYS: dict[str, dict[str, Any]] = {

@@ -12,8 +12,9 @@ from mtl.config import Checkpoint, Config
 from tests.helpers.datasets import tiny
 from tests.helpers.engine import EXACT, SMALL, result_of, rows, tiny_config
 from tests.helpers.tensors import assert_same
-from tests.unit.test_job_switches import _as_before as _as_before  # a fixture
-from tests.unit.test_job_switches import interrupted, newest, run
+from tests.helpers.whole_jobs import interrupted, newest, run
+
+pytestmark = pytest.mark.usefixtures("numerics_as_before")
 
 
 def compiler() -> str | None:

@@ -1,12 +1,11 @@
 """augment.eval_size_px in whole runs: training is bit by bit as without, metrics are those of images of that size."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from mtl import goodput, preflight
 from mtl.config import Augment, Config, Loader
@@ -21,17 +20,13 @@ from tests.helpers.sizes import MADE
 from tests.helpers.tensors import assert_same
 from tests.helpers.tracked import notes_of
 
+pytestmark = pytest.mark.usefixtures("numerics_as_before")
+
 Make = Callable[..., Config]
 LARGER = {"eval_size_px": 24, "eval_resize_px": 27}
 
 
 ANY_SIZE = SMALL.model_copy(update={"backbone": "tests.helpers.sizes:sizes"})
-
-
-@pytest.fixture(autouse=True)
-def _as_before() -> Iterator[None]:
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture(scope="module")

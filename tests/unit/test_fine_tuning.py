@@ -16,8 +16,9 @@ from mtl.store import open_store
 from tests.helpers.datasets import tiny
 from tests.helpers.engine import BATCH_NORM, SMALL, record_of, result_of, tiny_config
 from tests.helpers.moto_server import simulated_s3
-from tests.unit.test_job_switches import Events, interrupted, newest, run
-from tests.unit.test_job_switches import _as_before as _as_before  # a fixture
+from tests.helpers.whole_jobs import Events, interrupted, newest, run
+
+pytestmark = pytest.mark.usefixtures("numerics_as_before")
 
 FILE = "pretrained/small.safetensors"
 STILL = Optimizer(name="sgd", lr=1e-30, momentum=0.0)

@@ -14,8 +14,9 @@ from mtl.parts import build_model, build_specs
 from tests.helpers.datasets import tiny
 from tests.helpers.engine import GROUP_NORM, SMALL, assert_same_run, result_of, rows, store_of, tiny_config
 from tests.helpers.sizes import MADE
-from tests.unit.test_job_switches import _as_before as _as_before  # a fixture
-from tests.unit.test_job_switches import interrupted, run
+from tests.helpers.whole_jobs import interrupted, run
+
+pytestmark = pytest.mark.usefixtures("numerics_as_before")
 
 GROWING = Augment(size_px=16, grow_from_px=8, crop="padded", contrast=0.1, eval_resize_px=16)
 SIDES = [8] * 5 + [12] * 5 + [16] * 2  # of twelve steps: four pixels more with each 4.8

@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,6 +22,8 @@ from tests.helpers.datasets import tiny
 from tests.helpers.engine import SMALL, assert_same_run, record_of, result_of, rows, saved, store_of, tiny_config
 from tests.helpers.trackers import read_events
 
+pytestmark = pytest.mark.usefixtures("numerics_as_before")
+
 Events = list[dict[str, Any]]
 
 
@@ -30,12 +32,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("job")
     tiny(folder / "data")
     return folder / "data"
-
-
-@pytest.fixture(autouse=True)
-def _as_before() -> Iterator[None]:
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture

@@ -1,8 +1,7 @@
 """What a job's switches do, from the configuration to what a run leaves: average, selection, background, precision."""
 
-import io
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,29 +10,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from mtl import job, local, preflight
-from mtl.checkpoint import Checkpoint as Saved
-from mtl.checkpoint import load
+from mtl import job, preflight
 from mtl.config import Augment, Checkpoint, Config, Optimizer
 from mtl.config_evaluation import Evaluation
-from mtl.console import RunConsole
 from mtl.ema import Ema
 from mtl.errors import ConfigError, MtlError, NoSpace
 from mtl.evaluation import evaluate_run
 from mtl.precision import Name, set_numerics
-from mtl.runtime import LocalRuntime
 from mtl.store import Store
 from tests.helpers.datasets import tiny
-from tests.helpers.engine import SMALL, record_of, result_of, rows, store_of, tiny_config
+from tests.helpers.engine import SMALL, record_of, result_of, rows, tiny_config
 from tests.helpers.tensors import assert_same
+from tests.helpers.whole_jobs import Crash, assert_same_end, interrupted, newest, run
 
-Events = list[dict[str, Any]]
+pytestmark = pytest.mark.usefixtures("numerics_as_before")
+
 Make = Callable[..., Config]
 AVERAGED = Optimizer(name="adam", lr=2e-3, ema_epochs=0.5)
-
-
-class Crash(Exception):
-    pass
 
 
 @pytest.fixture(scope="module")
@@ -41,12 +34,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("switches")
     tiny(folder / "data")
     return folder / "data"
-
-
-@pytest.fixture(autouse=True)
-def _as_before() -> Iterator[None]:
-    yield
-    set_numerics("fp32", deterministic=False)
 
 
 @pytest.fixture
@@ -57,45 +44,6 @@ def make(data: Path, tmp_path: Path) -> Make:
         return tiny_config(data, tmp_path / "runs", name, **{"model": SMALL, **changes})
 
     return made
-
-
-def run(config: Config, dtype: torch.dtype = torch.float32) -> Events:
-    events: Events = []
-    with LocalRuntime(gpu=False, threads=1, listen=events.append) as runtime:
-        local.lead(config, RunConsole(io.StringIO()), runtime, dtype)
-    return events
-
-
-def newest(config: Config) -> Saved:
-    commit = record_of(config).checkpoints[0]
-    return load(store_of(config), commit.path, commit.manifest_sha256)
-
-
-def interrupted(config: Config, monkeypatch: pytest.MonkeyPatch, step: int, dtype: torch.dtype = torch.float32) -> None:
-    """Train until the process dies at the commit of `step`, and then to the end."""
-    save = job.save
-
-    def dying(store: Store, path: str, *args: Any) -> str:
-        if f"step-{step:09d}-a1" in path:
-            raise Crash
-        return save(store, path, *args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(job, "save", dying)
-        with pytest.raises(Crash):
-            run(config, dtype)
-    run(config, dtype)
-
-
-def assert_same_end(got: Config, expected: Config) -> None:
-    """Bit by bit: all tensors of the last commit, what else it holds, the metrics."""
-    a, b = newest(got), newest(expected)
-    assert a.files.keys() == b.files.keys()
-    for name, tensors in a.files.items():
-        assert_same(tensors, b.files[name])
-    for name in ("precision", "ema", "selection", "balancer", "ledger", "evaluations"):
-        assert a.state.get(name) == b.state.get(name), name
-    assert result_of(got)["metrics"] == result_of(expected)["metrics"]
 
 
 def test_the_average_is_kept_and_evaluated_beside_the_weights(make: Make) -> None:

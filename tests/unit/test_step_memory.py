@@ -20,8 +20,9 @@ from tests.helpers.batches import CPU, batch, counts, rows, trainee
 from tests.helpers.datasets import tiny
 from tests.helpers.engine import BATCH_NORM, GROUP_NORM, tiny_config
 from tests.helpers.ranks import Group, values
-from tests.unit.test_job_switches import _as_before as _as_before  # a fixture
-from tests.unit.test_job_switches import run
+from tests.helpers.whole_jobs import run
+
+pytestmark = pytest.mark.usefixtures("numerics_as_before")
 
 LAST = torch.channels_last
 CONFIGS = {"sgd": Optimizer(name="sgd", lr=0.1), "adam": Optimizer(lr=0.1), "adamw": Optimizer(name="adamw", lr=0.1)}
