@@ -3,12 +3,15 @@
 from typing import final
 
 from ray.exceptions import OutOfMemoryError, RayActorError
-from ray.train import UserCallback
+from ray.train import ControllerError, UserCallback
 from ray.train.v2._internal.execution.context import TrainRunContext
 
 from mtl.errors import MtlError, may_pass
 from mtl.memory import HOST
 from mtl.on_ray.channel import Channel
+
+TRAIN_LOST = (ControllerError, RayActorError, OutOfMemoryError)
+"""As what Train's own actors end: by an error of theirs, killed, or ended by Ray's memory monitor."""
 
 
 def killed_for_memory(error: BaseException) -> bool:

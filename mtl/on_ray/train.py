@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
-from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
+from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from mtl.config import Config, parse
@@ -21,7 +20,7 @@ from mtl.logs import Logs
 from mtl.memory import HOST, attributed
 from mtl.on_ray.channel import Channel, ChannelLost, Event
 from mtl.on_ray.cluster import joined, labels
-from mtl.on_ray.failures import Failures, first_line, killed_for_memory
+from mtl.on_ray.failures import TRAIN_LOST, Failures, first_line, killed_for_memory
 from mtl.on_ray.listener import Listener
 from mtl.on_ray.notices import diverted
 from mtl.on_ray.runtime import RayRuntime
@@ -75,7 +74,7 @@ def fit(config: Config, owner: str, listen: Callable[[Event], None], stopping: C
             listener = Listener(config.resources, Channel, listen, logs)
             try:
                 return _fit(config, owner, listener, stopping, store, failures)
-            except (ChannelLost, ControllerError, RayActorError) as error:
+            except (ChannelLost, *TRAIN_LOST) as error:
                 # Train restarts workers that fail, and neither its own actors nor our mailbox; Ray's memory monitor
                 # ends those as well.
                 failures += max(listener.failures, 1)
@@ -184,7 +183,7 @@ def _readable(error: BaseException) -> BaseException:
     if isinstance(error, WorkerGroupError):
         rank, cause = next(iter(error.worker_failures.items()))
         whose, what = f"The machine of worker {rank}", f"Worker {rank} failed"
-    elif isinstance(error, (ControllerError, RayActorError)):
+    elif isinstance(error, TRAIN_LOST):
         cause = getattr(error, "controller_failure", error)
         whose, what = "A machine", "Ray Train failed"
     else:

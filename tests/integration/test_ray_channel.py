@@ -9,6 +9,8 @@ from typing import Any, cast
 
 import pytest
 import ray
+from ray.exceptions import OutOfMemoryError
+from ray.train.torch import TorchTrainer
 
 from mtl.config import Checkpoint, Config, Resources
 from mtl.console import RunConsole
@@ -84,3 +86,22 @@ def test_it_counts_among_the_failures_allowed(made: list[Channel], tmp_path: Pat
     assert "resumes from the last commit" in str(caught.value)
     assert len(made) == 1
     assert not nodes.claims()
+
+
+def test_a_controller_that_ray_ends_for_memory_begins_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    fit, fits = train.TorchTrainer.fit, 0
+
+    def ended_once(self: TorchTrainer) -> ray.train.Result:
+        nonlocal fits
+        fits += 1
+        if fits == 1:
+            raise OutOfMemoryError("6 worker(s) were killed\nand pages more")
+        return fit(self)
+
+    monkeypatch.setattr(train.TorchTrainer, "fit", ended_once)
+    tiny(tmp_path / "data")
+    config, said = tiny_config(tmp_path / "data", tmp_path / "runs", epochs=2), io.StringIO()
+    train.train(config, RunConsole(said))
+    assert "begins anew: 6 worker(s) were killed\n" in said.getvalue()
+    assert "pages more" not in said.getvalue()
+    ended_well(config, attempts=1)

@@ -69,3 +69,10 @@ def test_a_worker_that_ray_ended_for_memory_is_told_from_others() -> None:
     assert "machine of worker 1 ran out of memory" in told.what
     assert "used 15 of 16 GB" in str(told.got)
     assert told.do == HOST
+
+
+def test_a_controller_that_ray_ended_for_memory_is_no_traceback() -> None:
+    told = _readable(OutOfMemoryError("6 worker(s) were killed\nand pages more"))
+    assert isinstance(told, ResourceError)
+    assert told.what.startswith("A machine ran out of memory")
+    assert (told.got, told.do) == ("6 worker(s) were killed", HOST)

@@ -97,7 +97,7 @@ def test_clipping_sees_through_the_scale(
     method: str, backend: Any, clip_norm: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Scaled losses with forwards in fp32: powers of two cancel bit by bit, so the norm that is clipped is the same."""
-    monkeypatch.delitem(precision._HALF, "fp16")  # pyright: ignore[reportPrivateUsage]
+    monkeypatch.delitem(precision.HALF, "fp16")
     changes: dict[str, Any] = {"clip_norm": clip_norm, "method": method, "backend": backend}
     scaled, plain, free = (
         made("fp16", **changes),
