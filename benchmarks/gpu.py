@@ -209,7 +209,14 @@ def cifar10(folder: Path, size: Size, archive: Path) -> None:
             ),
             model=Model(backbone="mtl.model.resnet9:resnet9", backbone_args={"width": size.width}, batch_norm="local"),
             optimizer=Optimizer(
-                name="sgd", lr=0.4, momentum=0.9, weight_decay=5e-4, warmup_epochs=0.2 * size.epochs, schedule="linear"
+                name="sgd",
+                lr=0.4,
+                lr_scaling="linear",
+                lr_batch=512,
+                momentum=0.9,
+                weight_decay=5e-4,
+                warmup_epochs=0.2 * size.epochs,
+                schedule="linear",
             ),
             order=Order(lanes=16, block_row_groups=None),
             loader=Loader(memory="decoded", threads=max(torch.get_num_threads(), 1)),
