@@ -40,6 +40,10 @@ from mtl.model import BoundaryModel, HardSharing, HeadSpec, build_backbone
 BENCH, OURS = "balancing", "ours"
 REFRESH = 10
 OUTPUTS = {"shape": len(SHAPES), "colour": 6, "count": 4, "rotation": 2, "touching": 2}
+NETS: dict[str, tuple[str, dict[str, Any]]] = {
+    "resnet18": ("resnet18", {}),
+    "resnet9": ("mtl.model.resnet9:resnet9", {"width": 16}),
+}
 CPU = torch.device("cpu")
 
 
@@ -105,12 +109,12 @@ def counts(outputs: list[str], labels: dict[str, Tensor]) -> Tensor:
     return torch.stack([(~labels[task.partition("_")[0]].isnan()).sum() for task in outputs]).double()
 
 
-def network(tasks: int, backbone: str = "resnet18") -> BoundaryModel:
-    """A backbone with a linear head a task; beyond five the tasks repeat."""
+def network(tasks: int, net: str = "resnet18") -> BoundaryModel:
+    """One of NETS with a linear head a task; beyond five the tasks repeat."""
     torch.manual_seed(0)
     names = list(OUTPUTS)
     outputs = {f"{names[k % 5]}_{k}" if k >= 5 else names[k]: OUTPUTS[names[k % 5]] for k in range(tasks)}
-    model = HardSharing(build_backbone(backbone, {"width": 16} if "resnet9" in backbone else {}, 64), HeadSpec(outputs))
+    model = HardSharing(build_backbone(*NETS[net], 64), HeadSpec(outputs))
     return model.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
 
 
@@ -237,13 +241,13 @@ def fidelities(size: Size) -> None:
     `layers_fidelity` is the same of the exact gradients of the layers next to the boundary alone, so of more than what
     is known at the boundary.
     """
-    for net in ("resnet18", "mtl.model.resnet9:resnet9"):
+    for net in NETS:
         model = network(5, net)
         for state in ("random", "trained"):
             if state == "trained":
                 train(model, size)
             for share in ("all labels", "30 % of labels", "disjoint labels"):
-                fidelity_of(model, size, share, f"{share}, {state} {net.partition(':')[2] or net}")
+                fidelity_of(model, size, share, f"{share}, {state} {net}")
 
 
 def fidelity_of(model: BoundaryModel, size: Size, share: str, where: str) -> None:

@@ -139,13 +139,14 @@ def bare_loop(config: Config, plan: Plan) -> Callable[[], None]:
 
 def ray_over_torchrun(folder: Path, rounds: int, steps: int, *, workers: int) -> None:
     """Two jobs that take turns, with their evaluations and commits; the first epoch of each does not count."""
+    turns = max(rounds * steps // 12, 1)
     sides = begin(folder, "ray", workers), begin(folder, "local", workers)
     try:
-        ours, base = take_turns(sides, warm=steps + steps // 8, turns=8 * rounds, turn_s=2 * TURN_S)
+        ours, base = take_turns(sides, warm=steps + steps // 8, turns=turns, turn_s=2 * TURN_S)
     finally:
         for side in sides:
             side.end()
-    spread = f"{8 * rounds} turns of {2 * TURN_S:.0f} s each, {counted(workers, 'worker')} of one core"
+    spread = f"{counted(turns, 'turn')} of {2 * TURN_S:.0f} s each, {counted(workers, 'worker')} of one core"
     report(f"ray_over_torchrun/{workers}", ours / base, BATCH * ours, BATCH * base, spread)
 
 

@@ -27,9 +27,10 @@ class Side:
 
     def __init__(self, name: str, command: list[str], log: Path, *, cwd: Path) -> None:
         self.name, self._log = name, log
-        self._mark = f"{_MARK}={name}-{os.getpid()}"
+        own = f"{name}-{os.getpid()}"
+        self._mark = f"{_MARK}={own}".encode()
         environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-        environment |= dict([self._mark.split("=")])
+        environment[_MARK] = own
         with log.open("wb") as file:
             self._process = subprocess.Popen(command, cwd=cwd, env=environment, stdout=file, stderr=subprocess.STDOUT)
 
@@ -49,7 +50,7 @@ class Side:
         """Send a signal to every process that has inherited the mark of this side."""
         for folder in Path("/proc").iterdir():
             try:
-                if folder.name.isdigit() and self._mark.encode() in (folder / "environ").read_bytes().split(b"\0"):
+                if folder.name.isdigit() and self._mark in (folder / "environ").read_bytes().split(b"\0"):
                     os.kill(int(folder.name), number)
             except (FileNotFoundError, PermissionError, ProcessLookupError):
                 continue  # it has ended, or is another user's

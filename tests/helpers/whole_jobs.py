@@ -37,8 +37,8 @@ def newest(config: Config) -> Saved:
     return load(store_of(config), commit.path, commit.manifest_sha256)
 
 
-def interrupted(config: Config, monkeypatch: pytest.MonkeyPatch, step: int, dtype: torch.dtype = torch.float32) -> None:
-    """Train until the process dies at the commit of `step`, and then to the end."""
+def crash_at_step(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """The process of the next run dies before it begins to write the commit of `step`."""
     save = job.save
 
     def dying(store: Store, path: str, *args: Any) -> str:
@@ -46,8 +46,13 @@ def interrupted(config: Config, monkeypatch: pytest.MonkeyPatch, step: int, dtyp
             raise Crash
         return save(store, path, *args)
 
+    monkeypatch.setattr(job, "save", dying)
+
+
+def interrupted(config: Config, monkeypatch: pytest.MonkeyPatch, step: int, dtype: torch.dtype = torch.float32) -> None:
+    """Train until the process dies at the commit of `step`, and then to the end."""
     with monkeypatch.context() as patch:
-        patch.setattr(job, "save", dying)
+        crash_at_step(patch, step)
         with pytest.raises(Crash):
             run(config, dtype)
     run(config, dtype)

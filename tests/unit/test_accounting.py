@@ -111,10 +111,9 @@ def test_rows_say_what_is_known() -> None:
 
 def test_totals_are_of_all_attempts() -> None:
     def account(began: str, until: str, workers: int, price: float | None) -> dict[str, Any]:
-        of = Scale(2e9, 1e12, True, price).values()
         return {"began": f"2026-01-01T{began}+00:00", "until": f"2026-01-01T{until}+00:00"} | {
             "workers": workers,
-            "scale": of,
+            "scale": Scale(2e9, 1e12, True, price).values(),
         }
 
     first, second = account("00:00:00", "01:00:00", 4, 2.0), account("02:00:00", "02:30:00", 2, 1.0)

@@ -44,8 +44,7 @@ def test_another_backbone_has_none_of_the_arguments_of_the_recipes() -> None:
     assert model("--model.backbone", "resnet18") == ("resnet18", {})
     assert model("--model.backbone=resnet18") == ("resnet18", {})
     assert model("--model.backbone", theirs) == model() == (theirs, args)
-    given = ("--model.backbone", "mine:net", "--model.backbone-args", "depth", "3")
-    assert model(*given) == ("mine:net", {"depth": 3})
+    assert model("--model.backbone", "mine:net", "--model.backbone-args", "depth", "3") == ("mine:net", {"depth": 3})
 
 
 @pytest.mark.parametrize("spell", [lambda path: ["--config", path], lambda path: [f"--config={path}"]])

@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,16 +16,18 @@ from mtl.config import Checkpoint, Config
 from mtl.console import RunConsole
 from mtl.errors import CheckpointError, ConfigError, RunLost, StoreError
 from mtl.job import Job
-from mtl.runtime import LocalRuntime, Runtime
+from mtl.runtime import Runtime
 from mtl.store import Store
 from mtl.tracking import Trackers
+from tests.helpers import whole_jobs
 from tests.helpers.datasets import tiny
 from tests.helpers.engine import SMALL, assert_same_run, record_of, result_of, rows, saved, store_of, tiny_config
 from tests.helpers.trackers import read_events
+from tests.helpers.whole_jobs import Crash, Events, crash_at_step
 
 pytestmark = pytest.mark.usefixtures("numerics_as_before")
 
-Events = list[dict[str, Any]]
+run = partial(whole_jobs.run, dtype=torch.float64)
 
 
 @pytest.fixture(scope="module")
@@ -42,14 +45,6 @@ def make(data: Path, tmp_path: Path) -> Callable[..., Config]:
         return tiny_config(data, tmp_path / "runs", name, **{"model": SMALL, **changes})
 
     return made
-
-
-def run(config: Config) -> Events:
-    """Run the job; what it told."""
-    events: Events = []
-    with LocalRuntime(gpu=False, threads=1, listen=events.append) as runtime:
-        local.lead(config, RunConsole(io.StringIO()), runtime, torch.float64)
-    return events
 
 
 def notes(events: Events) -> list[str]:
@@ -129,22 +124,6 @@ def test_a_job_whose_time_is_over_stops(make: Callable[..., Config]) -> None:
     assert "the time of this job is over" in said.getvalue()
     assert record_of(make()).status == "stopped"
     assert local.train(make(), RunConsole(said))["status"] == "finished"
-
-
-class Crash(Exception):
-    pass
-
-
-def crash_at_step(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """The process of the next run dies before it begins to write the commit of `step`."""
-    save = job.save
-
-    def dying(store: Store, path: str, *args: Any) -> str:
-        if f"step-{step:09d}-a1" in path:
-            raise Crash
-        return save(store, path, *args)
-
-    monkeypatch.setattr(job, "save", dying)
 
 
 def test_a_damaged_commit_is_left_out_loudly(make: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
